@@ -1,0 +1,143 @@
+"""Enhanced Cross-Attention, and the one rule that says which knowledge a position may read."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llm_modules.errors import UserError
+
+QUERY_CHUNK = 1024  # masks are rendered for this many queries at a time: whole, 32,000 tokens would need a gigabyte
+
+
+@dataclass(frozen=True)
+class VisibleKnowledge:
+    """The visibility rule: query `i` may read knowledge `j` if `mask[j]` and, unless bidirectional, `j <= i`.
+
+    `prompt` and `causal` differ only in what `mask` marks: the prompt's tokens, or every token.
+
+    Args:
+        mask: `[batch, source_len]` bool, True where there is knowledge to read.
+        first_query: Column of the first query; knowledge column 0 is input column 0.
+        bidirectional: Let every query read all knowledge, the future included.
+    """
+
+    mask: Tensor
+    first_query: int = 0
+    bidirectional: bool = False
+
+    def render(self, start: int, stop: int) -> Tensor:
+        """Mask for queries `start..stop`: `[batch, 1, stop - start, source_len]`, True means "may attend"."""
+        keys = self.mask[:, None, None, :]
+        if self.bidirectional:
+            return keys.expand(-1, -1, stop - start, -1)
+        columns = torch.arange(self.mask.shape[1], device=self.mask.device)
+        queries = torch.arange(self.first_query + start, self.first_query + stop, device=self.mask.device)
+        return keys & (columns <= queries[:, None])
+
+
+class Adapter(nn.Module):
+    """`a + LN(W2 GELU(W1 a))`: a residual bottleneck."""
+
+    def __init__(self, width: int, d_adapter: int):
+        super().__init__()
+        self.down = nn.Linear(width, d_adapter)
+        self.up = nn.Linear(d_adapter, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`[..., width]` to the same."""
+        return states + self.norm(self.up(F.gelu(self.down(states))))
+
+
+class EnhancedCrossAttention(nn.Module):
+    """Mix attended knowledge into the queries: `g * a + (1 - g) * x` with `g = sigmoid(W_g [x ; a])`.
+
+    `a` is multi-head attention from `LN(x)` to `LN(knowledge)`, passed through a residual adapter (arXiv 2502.08213).
+    The bridge adds the result to `x`, so a closed gate there doubles `x`, as published.
+
+    Args:
+        d_generator: Width `d` of queries and output.
+        d_knowledge: Width `D` of the knowledge.
+        num_heads: Attention heads; must divide `d_generator`.
+        d_adapter: Width of the adapter's bottleneck.
+        dropout: On attention weights, while training.
+
+    Raises:
+        UserError: If `num_heads` does not divide `d_generator`.
+    """
+
+    def __init__(
+        self, d_generator: int, d_knowledge: int, *, num_heads: int = 8, d_adapter: int = 256, dropout: float = 0.1
+    ):
+        super().__init__()
+        if num_heads < 1 or d_generator % num_heads:
+            raise UserError(
+                f"d_generator={d_generator} is not divisible by num_heads={num_heads}; choose one of its divisors"
+            )
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query_norm = nn.LayerNorm(d_generator)
+        self.knowledge_norm = nn.LayerNorm(d_knowledge)
+        self.query = nn.Linear(d_generator, d_generator)
+        self.key = nn.Linear(d_knowledge, d_generator)
+        self.value = nn.Linear(d_knowledge, d_generator)
+        self.output = nn.Linear(d_generator, d_generator)
+        self.adapter = Adapter(d_generator, d_adapter)
+        self.gate = nn.Linear(2 * d_generator, d_generator)
+
+    def project(self, knowledge: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of knowledge `[batch, source_len, D]`, each `[batch, heads, source_len, d / heads]`.
+
+        They depend on the knowledge alone: decoding computes them once and keeps them in its cache.
+        """
+        normed = self.knowledge_norm(knowledge)
+        return self._split(self.key(normed)), self._split(self.value(normed))
+
+    def forward(
+        self,
+        queries: Tensor,
+        *,
+        knowledge: Tensor | None = None,
+        keys_values: tuple[Tensor, Tensor] | None = None,
+        visible: VisibleKnowledge | None = None,
+    ) -> Tensor:
+        """Let `queries` `[batch, query_len, d]` read the knowledge they may see.
+
+        Args:
+            queries: `[batch, query_len, d]`.
+            knowledge: `[batch, source_len, D]`; or give `keys_values`.
+            keys_values: What `project` returned.
+            visible: Who may read what; `None`: all may read all.
+
+        Returns:
+            `[batch, query_len, d]`. A query that may read nothing attends to zeros.
+        """
+        if keys_values is None:
+            if knowledge is None:
+                raise UserError("give knowledge or keys_values; there is nothing to attend to")
+            keys_values = self.project(knowledge)
+        keys, values = keys_values
+        attended = self.adapter(
+            self.output(self._attend(self._split(self.query(self.query_norm(queries))), keys, values, visible))
+        )
+        gate = torch.sigmoid(self.gate(torch.cat([queries, attended], dim=-1)))
+        return gate * attended + (1 - gate) * queries
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, visible: VisibleKnowledge | None) -> Tensor:
+        length = queries.shape[2]
+        dropout = self.dropout if self.training else 0.0
+        chunks = []
+        for start in range(0, length, QUERY_CHUNK):
+            stop = min(start + QUERY_CHUNK, length)
+            mask = None if visible is None else visible.render(start, stop)
+            # torch defines a query that may read nothing to attend to zeros, in value and gradient
+            chunks.append(
+                F.scaled_dot_product_attention(queries[:, :, start:stop], keys, values, mask, dropout_p=dropout)
+            )
+        attended = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=2)
+        return attended.transpose(1, 2).flatten(2)
+
+    def _split(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -1,0 +1,119 @@
+"""The bridge: from the source's states to the generator's input."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llm_modules.attention import EnhancedCrossAttention, VisibleKnowledge
+from llm_modules.configuration import CombinedConfig
+
+KeysValues = tuple[Tensor, Tensor]
+CLOSED_GATE_BIAS = -4.0  # sigmoid(-4) = 0.018: closed, yet with a gradient to open by
+
+
+class TapMix(nn.Module):
+    """`scale * sum_k softmax(w)_k * LN(h_k)`: one state from several source layers, by learned weights.
+
+    Each tap is normalised first (without parameters), because the residual stream grows by orders of magnitude
+    between the first layer and the last, and the last would drown the rest.
+    """
+
+    def __init__(self, num_taps: int):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(num_taps))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`[batch, source_len, taps, D]` to `[batch, source_len, D]`."""
+        normed = F.layer_norm(states, states.shape[-1:])
+        return self.scale * torch.einsum("bstd,t->bsd", normed, self.weights.softmax(0))
+
+
+class Bridge(nn.Module):
+    """Carry knowledge into the generator's input `z`.
+
+        p = pre_projection(mix(taps));  x = compress(p);  x = x + ECA(p, x) per layer;  z = x + skip(p)
+
+    With `prompt` visibility the response has no source state: its tokens enter as `x = LN(W embedding)`, the source's
+    frozen embedding through a learned projection, read the prompt's `p` in every layer, and take no skip.
+
+    Args:
+        config: Widths, taps, visibility and start of the pair.
+    """
+
+    def __init__(self, config: CombinedConfig):
+        super().__init__()
+        d_source, d_generator = config.d_source, config.d_generator
+        d_middle = (d_source + d_generator) // 2
+        self.tap_mix: TapMix | None = TapMix(len(config.taps)) if len(config.taps) > 1 else None
+        self.pre_projection = nn.Linear(d_source, d_source)
+        self.compress = nn.Sequential(
+            nn.Linear(d_source, d_middle),
+            nn.LayerNorm(d_middle),
+            nn.GELU(),
+            nn.Linear(d_middle, d_generator),
+            nn.LayerNorm(d_generator),
+        )
+        self.layers = nn.ModuleList(
+            EnhancedCrossAttention(
+                d_generator, d_source, num_heads=config.num_heads, d_adapter=config.d_adapter, dropout=config.dropout
+            )
+            for _ in range(config.num_bridge_layers)
+        )
+        self.skip_projection = nn.Linear(d_source, d_generator)
+        self.response_embedding: nn.Sequential | None = (
+            nn.Sequential(nn.Linear(d_source, d_generator), nn.LayerNorm(d_generator))
+            if config.visibility == "prompt"
+            else None
+        )
+
+    def forward(
+        self,
+        states: Tensor | None,
+        *,
+        visible: VisibleKnowledge,
+        embeddings: Tensor | None = None,
+        is_prompt: Tensor | None = None,
+        remember: Callable[[int, KeysValues | None], KeysValues] | None = None,
+    ) -> Tensor:
+        """The generator's input `[batch, length, d]`.
+
+        Args:
+            states: `[batch, source_len, taps, D]`, the source's states of columns `0..source_len` of the input; `None`
+                while decoding with `prompt` visibility, where the cache holds all knowledge.
+            visible: Who may read what.
+            embeddings: `[batch, length, D]`, the source's embeddings of the input; `prompt` visibility only.
+            is_prompt: `[batch, length]`, True where a position has a source state; `prompt` visibility only.
+            remember: Called with each layer's index and new keys and values; returns all there are to attend to.
+        """
+        knowledge = None if states is None else self.pre_projection(self._mix(states))
+        x, skip = self._enter(knowledge, embeddings, is_prompt)
+        for index, layer in enumerate(self.layers):
+            keys_values = None if knowledge is None else layer.project(knowledge)
+            if remember is not None:
+                keys_values = remember(index, keys_values)
+            x = x + layer(x, keys_values=keys_values, visible=visible)
+        return x if skip is None else x + skip
+
+    def _mix(self, states: Tensor) -> Tensor:
+        return states.squeeze(2) if self.tap_mix is None else self.tap_mix(states)  # one tap passes unchanged
+
+    def _enter(self, knowledge: Tensor | None, embeddings: Any, is_prompt: Any) -> tuple[Tensor, Tensor | None]:
+        """First `x` and the skip connection, for columns with a source state and columns without."""
+        if self.response_embedding is None:
+            return self.compress(knowledge), self.skip_projection(knowledge)
+        x = self.response_embedding(embeddings)
+        if knowledge is None:
+            return x, None
+        missing = (0, 0, 0, embeddings.shape[1] - knowledge.shape[1])  # response columns hold no knowledge
+        on_prompt = is_prompt[..., None]
+        x = torch.where(on_prompt, F.pad(self.compress(knowledge), missing), x)
+        return x, F.pad(self.skip_projection(knowledge), missing) * on_prompt
+
+    def close_gates_(self) -> None:
+        """Start with every cross-attention gate (almost) closed, for `start="identity"`."""
+        for layer in self.layers:
+            nn.init.constant_(layer.get_parameter("gate.bias"), CLOSED_GATE_BIAS)

@@ -1,0 +1,89 @@
+"""Knowledge: what the source knows about a text, as states; and the cache that decoding carries along."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, EncoderDecoderCache
+
+from llm_modules.configuration import CombinedConfig
+
+
+@dataclass
+class Knowledge:
+    """The source's states of a text, read once and used as often as wanted.
+
+    Args:
+        states: `[batch, source_len, taps, d_source]`; column `j` belongs to column `j` of the input.
+        mask: `[batch, source_len]` bool, True where there is knowledge, False on padding.
+    """
+
+    states: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> "Knowledge":
+        """The same on another device."""
+        return Knowledge(self.states.to(device), self.mask.to(device))
+
+    def repeat_interleave(self, repeats: int) -> "Knowledge":
+        """Each row `repeats` times, as beams and several returned sequences need it."""
+        return Knowledge(self.states.repeat_interleave(repeats, 0), self.mask.repeat_interleave(repeats, 0))
+
+
+class CombinedCache(EncoderDecoderCache):
+    """All that decoding remembers: the generator's and the source's keys and values, and the bridge's.
+
+    `self_attention_cache` is the generator's, `cross_attention_cache` holds one entry per bridge layer.
+
+    Args:
+        config: The pair's configuration.
+    """
+
+    def __init__(self, config: CombinedConfig):
+        super().__init__(DynamicCache(config=config.generator), DynamicCache())
+        self.source_cache = DynamicCache(config=config.source) if config.visibility == "causal" else None
+        self.prompt_mask: Tensor | None = None  # [batch, prompt_len] knowledge that `prompt` visibility may read
+
+    def remember(self, layer: int, keys_values: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Add a bridge layer's new keys and values, if any; all there are."""
+        if keys_values is not None:
+            return self.cross_attention_cache.update(*keys_values, layer)
+        entry = self.cross_attention_cache.layers[layer]
+        return entry.keys, entry.values
+
+    @property
+    def _own_caches(self) -> list[Cache]:
+        return [self.source_cache] if self.source_cache is not None else []
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep the rows of the beams that survive."""
+        super().reorder_cache(beam_idx)
+        for cache in self._own_caches:
+            cache.reorder_cache(beam_idx)
+        self._select_prompts(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        super().batch_select_indices(indices)
+        for cache in self._own_caches:
+            cache.batch_select_indices(indices)
+        self._select_prompts(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row."""
+        super().batch_repeat_interleave(repeats)
+        for cache in self._own_caches:
+            cache.batch_repeat_interleave(repeats)
+        if self.prompt_mask is not None:
+            self.prompt_mask = self.prompt_mask.repeat_interleave(repeats, 0)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take drafted tokens back."""
+        super().crop(tokens_to_remove)
+        if self.source_cache is not None:  # with `prompt` visibility the bridge remembers the prompt alone
+            self.source_cache.crop(tokens_to_remove)
+            self.cross_attention_cache.crop(tokens_to_remove)
+
+    def _select_prompts(self, rows: Tensor) -> None:
+        if self.prompt_mask is not None:
+            self.prompt_mask = self.prompt_mask.index_select(0, rows.to(self.prompt_mask.device))

@@ -1,0 +1,366 @@
+"""The source: a frozen causal language model that only ever reads."""
+
+import inspect
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from llm_modules.default_source import built_in_source, converted_gguf, is_built_in
+from llm_modules.errors import UserError
+from llm_modules.fingerprint import fingerprint_folder, fingerprint_model, stored_tensors, weight_files
+
+MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+class _DeepEnoughError(Exception):
+    """Stops the source's forward at the highest tap."""
+
+
+class Source:
+    """A frozen causal language model: reads token ids into states, embeds and speaks in its own vocabulary.
+
+    Deliberately no `nn.Module`: a combined model that holds one neither trains, saves nor copies it, and many
+    combined models can share one. Make one with [`Source.load`] or [`Source.of`].
+
+    Args:
+        config: The model's configuration.
+        embedding: `[V, D]` input embedding table.
+        output_matrix: `[V, D]` output matrix.
+        output_bias: `[V]`, or `None`.
+        model: The whole model; `None` if only the tables are loaded (knowledge then comes from elsewhere).
+        source_id: Where the weights came from, if they are stored.
+        revision: Revision on the hub.
+        folder: Local folder of the stored weights.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        *,
+        embedding: Tensor,
+        output_matrix: Tensor,
+        output_bias: Tensor | None = None,
+        model: PreTrainedModel | None = None,
+        source_id: str | None = None,
+        revision: str | None = None,
+        folder: Path | None = None,
+    ):
+        text_config = config.get_text_config()
+        expected = (text_config.vocab_size, text_config.hidden_size)
+        for name, table in (("embedding table", embedding), ("output matrix", output_matrix)):
+            if tuple(table.shape) != expected:
+                raise UserError(
+                    f"the source's {name} has shape {tuple(table.shape)}, not [vocab_size, hidden_size] = {expected}; "
+                    "choose a source whose embeddings are as wide as its states"
+                )
+        self.config = config
+        self.embedding = embedding.detach()
+        self.output_matrix = output_matrix.detach()
+        self.output_bias = None if output_bias is None else output_bias.detach()
+        self.model = model
+        self.source_id = source_id
+        self.revision = revision
+        self.folder = folder
+
+    @classmethod
+    def of(cls, source: "SourceLike", *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> "Source":
+        """A source from whatever names one: a source, a model, a configuration (random weights), an id or a folder.
+
+        A model given as an object is frozen and put in eval mode in place, and keeps its dtype.
+        """
+        if isinstance(source, Source):
+            return source
+        if isinstance(source, PreTrainedConfig):
+            return cls._from_model(AutoModelForCausalLM.from_config(source, dtype=dtype))
+        if isinstance(source, PreTrainedModel):
+            folder = _stored_folder(source)
+            source_id = _identity(source.name_or_path) if folder else None
+            return cls._from_model(source, source_id=source_id, revision=_commit(folder), folder=folder)
+        return cls.load(source, revision=revision, dtype=dtype)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        tables_only: bool = False,
+    ) -> "Source":
+        """Load a source from a hub id, a folder, a `.gguf` file, or a built-in name (`"default"`).
+
+        Args:
+            source: Where it is.
+            revision: Branch, tag or commit on the hub.
+            dtype: Of the source alone; what trains has its own. On CPU, bf16 is slower than fp32.
+            tables_only: Load the embedding table and the output matrix and leave the body out.
+
+        Raises:
+            UserError: If it is not there, holds no safetensors weights, or cannot be reached.
+        """
+        folder = resolve_folder(source, revision)
+        stored: dict[str, Any] = {
+            "source_id": _identity(source),
+            "revision": revision and _commit(folder),
+            "folder": folder,
+        }
+        if tables_only:
+            config, tables = _stored_tables(folder, dtype)
+            return cls(config, **tables, **stored)
+        weight_files(folder)
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"{folder} cannot be read as a causal language model ({error}); its config.json or weights are "
+                "missing, cut off or damaged: fetch or save it again"
+            ) from error
+        if info["missing_keys"]:  # transformers fills them with random numbers
+            missing = ", ".join(sorted(info["missing_keys"])[:3])
+            raise UserError(f"{folder} lacks weights of a {type(model).__name__} ({missing}); fetch or save it again")
+        return cls._from_model(model, **stored)
+
+    @classmethod
+    def _from_model(cls, model: PreTrainedModel, **stored: Any) -> "Source":
+        model.requires_grad_(False).eval()
+        head = model.get_output_embeddings()
+        if head is None:
+            raise UserError(f"{type(model).__name__} has no output matrix; a source must be a causal language model")
+        return cls(
+            model.config,
+            embedding=model.get_input_embeddings().weight,
+            output_matrix=head.weight,
+            output_bias=getattr(head, "bias", None),
+            model=model,
+            **stored,
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Source":
+        """Itself: a copy of a combined model shares the frozen source."""
+        return self
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the stored weights; independent of the dtype they are loaded in."""
+        if self.folder is not None:
+            return fingerprint_folder(self.folder)
+        return fingerprint_model(self.model)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer stored beside the weights, if any."""
+        if self.folder is None or not list(self.folder.glob("*token*")):
+            return None
+        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are, and the body if there is one."""
+        return self.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the source computes in; the trained parts have their own."""
+        return self.embedding.dtype
+
+    def to(self, device: torch.device) -> "Source":
+        """Move to a device, in place."""
+        if self.model is not None:
+            self.model.to(device)
+            self.embedding = self.model.get_input_embeddings().weight.detach()
+            self.output_matrix = self.model.get_output_embeddings().weight.detach()
+        else:
+            self.embedding, self.output_matrix = self.embedding.to(device), self.output_matrix.to(device)
+        if self.output_bias is not None:
+            self.output_bias = self.output_bias.to(device)
+        return self
+
+    @torch.no_grad()
+    def read(self, input_ids: Tensor, *, attention_mask: Tensor, taps: list[int], cache: Cache | None = None) -> Tensor:
+        """States of the tapped layers, `[batch, length, taps, D]`, in the source's dtype.
+
+        Args:
+            input_ids: `[batch, length]` the tokens to read now.
+            attention_mask: `[batch, past + length]` over all tokens read so far, 0 on padding.
+            taps: Indices into `hidden_states`, ascending; the last layer's means after the final norm.
+            cache: Keys and values of what was read before; extended in place.
+
+        Raises:
+            UserError: If only the tables of this source are loaded.
+        """
+        if self.model is None:
+            raise UserError("this source was loaded without its body and cannot read; pass knowledge, or load it whole")
+        length = input_ids.shape[1]
+        kwargs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        body = self.model.base_model
+        if "position_ids" in inspect.signature(body.forward).parameters:
+            kwargs["position_ids"] = positions(attention_mask)[:, -length:]
+        last = self.config.get_text_config().num_hidden_layers
+        if taps == [last]:
+            return body(**kwargs, past_key_values=cache, use_cache=cache is not None).last_hidden_state.unsqueeze(2)
+        kwargs |= {"past_key_values": cache, "use_cache": cache is not None}
+        if taps[-1] < last:
+            return torch.stack(self._read_up_to(body, taps, kwargs), dim=2)
+        outputs = body(**kwargs, output_hidden_states=taps)
+        return torch.stack([outputs.hidden_states[tap] for tap in taps], dim=2)
+
+    def _read_up_to(self, body: PreTrainedModel, taps: list[int], kwargs: dict[str, Any]) -> list[Tensor]:
+        """Run the body only as far as the highest tap: layers above it would be computed for nothing."""
+        last = self.config.get_text_config().num_hidden_layers
+        layers = next(m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m) == last)
+        states: list[Tensor] = []
+
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states.append(args[0] if args else kwargs["hidden_states"])
+            if len(states) == len(taps):
+                raise _DeepEnoughError
+
+        # hidden_states[tap] is what enters layer `tap`
+        hooks = [layers[tap].register_forward_pre_hook(keep, with_kwargs=True) for tap in taps]
+        try:
+            body(**kwargs)
+        except _DeepEnoughError:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return states
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """`[batch, length]` token ids to `[batch, length, D]` rows of the frozen embedding table."""
+        return F.embedding(input_ids, self.embedding)
+
+    def logits(self, states: Tensor, words: Tensor | None = None) -> Tensor:
+        """Final states `[..., D]` to logits over the vocabulary, or over `words` `[num_words]` only."""
+        matrix = self.output_matrix if words is None else self.output_matrix[words]
+        bias = self.output_bias if words is None or self.output_bias is None else self.output_bias[words]
+        logits = F.linear(states.to(matrix.dtype), matrix, bias)
+        config = self.config.get_text_config()
+        if getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * config.logit_scale
+        if getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / config.logits_scaling
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+
+SourceLike: TypeAlias = str | Path | PreTrainedModel | PreTrainedConfig | Source
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Position of each token among its row's real tokens: `[batch, length]`, 0 on left padding."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def resolve_folder(source: str | Path, revision: str | None = None) -> Path:
+    """The local folder that holds a source's weights, fetched or converted first where needed.
+
+    Raises:
+        UserError: If there is no such folder, file, built-in name or reachable hub id.
+    """
+    if is_built_in(str(source)):
+        return built_in_source(str(source))
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        return converted_gguf(path)
+    if path.is_dir():
+        return path
+    if path.exists() or path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1:
+        raise UserError(f"source={str(source)!r} is no folder and no .gguf file; give a model folder or a hub id")
+    try:
+        # top-level files only: some repositories keep other formats in sub-folders
+        found = snapshot_download(str(source), revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=["*/*"])
+    except Exception as error:  # the hub client raises errors of several libraries
+        raise UserError(
+            f"source={str(source)!r} is no local folder and could not be fetched from the hub "
+            f"({type(error).__name__}); offline, fetch it where there is a network (`hf download {source}`) and give "
+            "the folder, or use source='default', which needs no hub"
+        ) from error
+    return Path(found)
+
+
+def _stored_tables(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """Configuration, embedding table, output matrix and bias of a stored model, without loading its body."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}/config.json cannot be read ({error}); fetch or save it again") from error
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    names = {id(parameter): name for name, parameter in skeleton.named_parameters()}
+    head, table = skeleton.get_output_embeddings(), skeleton.get_input_embeddings()
+    wanted = {
+        "embedding": names[id(table.weight)],
+        "output_matrix": names[id(head.weight)],
+        "output_bias": names.get(id(getattr(head, "bias", None))),
+    }
+    found: dict[str, Any] = dict.fromkeys(wanted)
+    body_prefix = f"{skeleton.base_model_prefix}."  # some checkpoints name the body's weights without it
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as stored:
+            held = set(stored.keys())
+            for role, name in wanted.items():
+                for stored_name in {name, name and name.removeprefix(body_prefix)} & held:
+                    found[role] = stored.get_tensor(stored_name).to(dtype)
+    if found["output_matrix"] is None and config.get_text_config().tie_word_embeddings:
+        found["output_matrix"] = found["embedding"]  # stored once
+    for role, name in wanted.items():
+        if name is not None and found[role] is None:
+            raise UserError(f"{folder} lacks its {role.replace('_', ' ')} ({name}); fetch or save it again")
+    return config, found
+
+
+def _stored_folder(model: PreTrainedModel) -> Path | None:
+    """Folder of a loaded model's stored weights, if they are still what the model holds."""
+    name = model.name_or_path
+    if not name:
+        return None
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            folder = Path(
+                snapshot_download(name, revision=getattr(model.config, "_commit_hash", None), local_files_only=True)
+            )
+        except Exception:  # noqa: BLE001 - not in the hub's cache: a model that lives in memory only
+            return None
+    if not list(folder.glob("*.safetensors")):
+        return None
+    held = model.state_dict()
+    unseen = held.keys() - set(model.all_tied_weights_keys)
+    for stored_name, stored in stored_tensors(weight_files(folder)):
+        name = stored_name if stored_name in held else f"{model.base_model_prefix}.{stored_name}"
+        if name not in held:
+            continue  # a buffer of older versions
+        if not torch.equal(held[name].cpu(), stored.to(held[name].dtype)):
+            return None
+        unseen.discard(name)
+    return None if unseen else folder
+
+
+def _identity(source: str | Path) -> str:
+    """What a model saves as its source's id: a path in full, so that it holds from any working folder."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() and not is_built_in(str(source)) else str(source)
+
+
+def _commit(folder: Path | None) -> str | None:
+    """The hub's commit, which names the snapshot folder; `None` for any other folder."""
+    return folder.name if folder is not None and folder.parent.name == "snapshots" else None
