@@ -1,0 +1,301 @@
+"""What a training run can be told: the YAML file of `llm-modules train CONFIG key=value …`, checked in full.
+
+The tables of `docs/` are made from the descriptions here (`known_keys`).
+"""
+
+import re
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from llm_modules.errors import MissingFileError, UserError
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A mapping of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Section):
+    """Which source and generator are joined, and how."""
+
+    source: str = Field("default", description="Frozen model: `default` (embedded), a hub id, a folder or a GGUF file.")
+    source_revision: str | None = Field(None, description="Revision of the source on the hub; null is the newest.")
+    source_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Number type of the frozen source alone; what trains is always kept in float32."
+    )
+    generator: str | dict[str, Any] = Field(
+        default_factory=lambda: {"model_type": "gpt_neo"},
+        description="Small model that writes: an id or folder (pretrained weights), or the fields of a transformers "
+        "config with its `model_type` (random weights).",
+    )
+    visibility: Literal["prompt", "causal", "bidirectional"] = Field(
+        "prompt",
+        description="Which knowledge a position may read: the `prompt`, every token up to itself (`causal`), or all, "
+        "the future included (`bidirectional`, only to reproduce the paper).",
+    )
+    head: Literal["source", "new"] = Field(
+        "source", description="Output matrix: the source's, frozen, or a `new` one as published."
+    )
+    start: Literal["published", "identity"] | None = Field(
+        None,
+        description="`published`: random bridge, gates open; `identity`: the pair starts as the source. Null: "
+        "`identity` with visibility `causal` and head `source`, else `published`.",
+    )
+    taps: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="Source layers whose states are mixed by learned weights; -1 is after the final norm. Null: it "
+        "alone.",
+    )
+    num_bridge_layers: AtLeastOne = Field(2, description="Layers of Enhanced Cross-Attention.")
+    num_heads: AtLeastOne = Field(8, description="Heads of each; must divide the generator's width.")
+    d_adapter: AtLeastOne = Field(256, description="Width of the adapter in each layer.")
+    dropout: Fraction = Field(0.1, description="Dropout on attention weights in the bridge.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_planned(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("visibility") == "block":
+            raise ValueError("visibility 'block' is planned for a later round; choose prompt, causal or bidirectional")
+        return values
+
+    @model_validator(mode="after")
+    def _generator_is_complete(self) -> "ModelSettings":
+        if isinstance(self.generator, dict) and "model_type" not in self.generator:
+            raise ValueError("generator lacks model_type; add one that transformers knows, such as gpt_neo or llama")
+        return self
+
+
+class DataSettings(Section):
+    """What is trained on, in which form. Exactly one of `task` and `train_file` is given."""
+
+    task: Literal["arithmetic", "facts"] | None = Field(None, description="Built-in task whose data are generated.")
+    train_file: str | None = Field(
+        None, description="JSONL, JSON, CSV or Parquet file, folder, or hub id of a data set."
+    )
+    validation_file: str | None = Field(None, description="The same for validation; null takes a share of training.")
+    num_examples: AtLeastOne | None = Field(
+        None, description="Examples to generate (task) or conversations to draw by seed (train_file); null is all."
+    )
+    template: Literal["chat", "plain"] = Field(
+        "chat", description="The tokenizer's chat template, or the published `plain` form."
+    )
+    max_length: AtLeastOne = Field(1024, description="Longest prompt and response in tokens; longer ones are left out.")
+    loss_on: Literal["response", "all"] = Field(
+        "response", description="Tokens that carry loss; `all` includes the prompt, as published."
+    )
+    validation_fraction: Fraction = Field(0.1, description="Share for validation if there is no validation_file.")
+    seed: int = Field(0, description="Seed of generated data, of the draw and of the split.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DataSettings":
+        if (self.task is None) == (self.train_file is None):
+            given = "both are given" if self.task else "neither is given"
+            raise ValueError(f"give exactly one of task and train_file; {given}")
+        if self.task and self.validation_file:
+            raise ValueError("validation_file goes with train_file; a task makes its own validation data")
+        return self
+
+
+class TrainingSettings(Section):
+    """How long, how fast and where to."""
+
+    output_dir: Path = Field(Path("runs/train"), description="Folder for checkpoints, the model and the loss picture.")
+    num_epochs: Positive = Field(3.0, description="Passes over the data; parts are allowed. Not beside max_steps.")
+    max_steps: AtLeastOne | None = Field(None, description="Updates of the weights, in place of num_epochs.")
+    batch_size: AtLeastOne = Field(8, description="Examples in one forward pass, on each device.")
+    gradient_accumulation_steps: AtLeastOne = Field(1, description="Forward passes for one update of the weights.")
+    learning_rate_bridge: Positive = Field(1e-4, description="Peak learning rate of the bridge (published: 1e-4).")
+    learning_rate_generator: Positive = Field(5e-5, description="That of the generator (published: 5e-5).")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="`muon`: orthogonal updates for the generator's matrices, AdamW for the rest; or all `adamw`.",
+    )
+    muon_learning_rate: Positive = Field(0.02, description="Muon's peak learning rate; unused by `adamw`.")
+    adam_beta2: Fraction = Field(0.999, description="AdamW's decay of squared gradients; 0.98 suits short runs.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay; norms and biases have none.")
+    warmup_steps: float = Field(0.05, ge=0, description="Updates of warm-up; below 1 it is a share of all updates.")
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="Course of both learning rates after the warm-up."
+    )
+    max_grad_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
+    early_stopping_patience: AtLeastOne | None = Field(
+        None, description="Evaluations without improvement before training stops (published: 5); null never stops."
+    )
+    early_stopping_min_delta: float = Field(1e-4, ge=0, description="Least fall of the loss that is an improvement.")
+    sampled_words: int | None = Field(
+        None,
+        ge=0,
+        description="Take the training loss over the words of the training answers plus this many random ones; null "
+        "is the full vocabulary. Validation always uses the full one.",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Arithmetic of training; `auto` is bfloat16 where the accelerator has it, float32 on a CPU."
+    )
+    seed: int = Field(0, description="Seed of weights, dropout and the order of examples.")
+    eval_steps: AtLeastOne | None = Field(None, description="Updates between evaluations; null is once an epoch.")
+    save_steps: AtLeastOne | None = Field(None, description="Updates between checkpoints; null is once an epoch.")
+    save_total_limit: AtLeastOne = Field(2, description="Checkpoints to keep; older ones are deleted.")
+    resume: bool | Literal["auto"] = Field(
+        False, description="Continue from the newest checkpoint in output_dir; `auto` does so if there is one."
+    )
+    allow_leak: bool = Field(
+        False, description="Train with `bidirectional` visibility all the same, to reproduce the paper."
+    )
+    tensorboard: bool = Field(False, description="Log to tensorboard (needs the extra `tensorboard`).")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingSettings":
+        if self.max_steps is not None and "num_epochs" in self.model_fields_set:
+            raise ValueError("give num_epochs or max_steps, not both; each says how long to train")
+        return self
+
+
+class Settings(Section):
+    """All of a training run."""
+
+    model: ModelSettings = Field(default_factory=ModelSettings, description="The pair.")
+    data: DataSettings = Field(description="What it is trained on.")
+    training: TrainingSettings = Field(default_factory=TrainingSettings, description="How it is trained.")
+
+    @model_validator(mode="after")
+    def _early_stopping_has_data(self) -> "Settings":
+        validates = self.data.validation_file is not None or self.data.validation_fraction > 0
+        if self.training.early_stopping_patience is not None and not validates:
+            raise ValueError(
+                "training.early_stopping_patience needs validation data; set data.validation_fraction above 0 or "
+                "data.validation_file"
+            )
+        return self
+
+
+def load_settings(path: str | Path, overrides: list[str] | None = None) -> Settings:
+    """Read a YAML file and apply `section.key=value` overrides, whose values are YAML too.
+
+    Raises:
+        MissingFileError: The file is not there.
+        UserError: It is empty or no mapping, a key is unknown, or a value is not allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"the configuration {path} is not there; check the path (relative to {Path.cwd()})")
+    tree = _parse(path.read_text(encoding="utf-8"), str(path))
+    if tree is None:
+        raise UserError(f"{path} is empty; it needs at least the section data with task or train_file")
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{path} holds a {type(tree).__name__}; write a mapping with {', '.join(Settings.model_fields)}"
+        )
+    for override in overrides or []:
+        _apply_(tree, override)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error, str(path))) from None
+
+
+def known_keys() -> dict[str, FieldInfo]:
+    """Every dotted key with its type, default and description, in the order of the file."""
+    return {
+        f"{section}.{key}": field for section, model in _SECTIONS.items() for key, field in model.model_fields.items()
+    }
+
+
+def settings_page() -> str:
+    """`docs/settings.md`: every key, its values, default and meaning (`python -m llm_modules.settings`)."""
+    lines = [
+        "# Settings",
+        "",
+        "Keys of the YAML file of `llm-modules train CONFIG`; on the command line: `section.key=value`. Made by",
+        "`python -m llm_modules.settings > docs/settings.md` from the code; a test keeps it true.",
+    ]
+    for section, model in _SECTIONS.items():
+        lines += ["", f"## {section}", "", str(model.__doc__), "", "| key | default | meaning |", "|---|---|---|"]
+        for key, field in model.model_fields.items():
+            default = field.get_default(call_default_factory=True, validated_data={})
+            shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+            lines.append(f"| `{section}.{key}` | `{shown}` | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+_SECTIONS: dict[str, type[Section]] = {"model": ModelSettings, "data": DataSettings, "training": TrainingSettings}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-4 as a number (plain YAML 1.1 wants 1.0e-4) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_SCIENTIFIC = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+0123456789"))
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _apply_(tree: dict[str, Any], override: str) -> None:
+    """Set `section.key=value` in the tree of settings."""
+    dotted, equals, text = override.partition("=")
+    *parents, key = dotted.strip().split(".")
+    if not equals or not parents or not all([*parents, key]):
+        raise UserError(f"the override {override!r} is not section.key=value, such as training.max_steps=500")
+    place = tree
+    for depth, name in enumerate(parents, start=1):
+        if place.get(name) is None:  # not there, or left empty in the file
+            place[name] = {}
+        below = place[name]
+        if not isinstance(below, dict):
+            raise UserError(f"cannot set {dotted}: {'.'.join(parents[:depth])} is {below!r}, not a mapping")
+        place = below
+    place[key] = _parse(text, f"the override {override!r}")
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    """Say in one line for each problem what is wrong and what would be right."""
+    problems = []
+    for detail in error.errors(include_url=False):
+        dotted = ".".join(map(str, detail["loc"]))
+        if detail["type"] == "extra_forbidden":
+            problems.append(f"unknown key {dotted}; the nearest known key is {_nearest(dotted)}")
+        elif detail["type"] == "missing":
+            problems.append(f"{dotted} is missing; add it")
+        else:
+            message = detail["msg"].removeprefix("Value error, ")
+            given = "" if detail["type"] == "value_error" else f" (given: {detail['input']!r})"
+            problems.append(f"{dotted}: {message}{given}" if dotted else f"{message}{given}")
+    return f"{origin}: " + "\n".join(problems)
+
+
+def _nearest(unknown: str) -> str:
+    """Find the known key most like an unknown one, by its whole path or by its last part."""
+
+    def likeness(known: str) -> float:
+        last = SequenceMatcher(None, unknown.rpartition(".")[2], known.rpartition(".")[2]).ratio()
+        return last + SequenceMatcher(None, unknown, known).ratio()
+
+    candidates = known_keys() if "." in unknown else [*Settings.model_fields, *known_keys()]
+    return max(candidates, key=likeness)
+
+
+if __name__ == "__main__":
+    print(settings_page(), end="")
