@@ -1,0 +1,25 @@
+"""The Stratos form of a reasoned answer: a thought section, then a solution section."""
+
+import re
+
+_LAYOUT = "<|begin_of_thought|>\n{thought}\n<|end_of_thought|>\n<|begin_of_solution|>\n{solution}\n<|end_of_solution|>"
+_TAG = re.compile(r"<\|(?:begin|end)_of_(?:thought|solution)\|>")
+_TAGS_IN_ORDER = ["<|begin_of_thought|>", "<|end_of_thought|>", "<|begin_of_solution|>", "<|end_of_solution|>"]
+
+
+def render(thought: str, solution: str) -> str:
+    """Write both sections, with single line breaks: a tag alone costs a source without it nine tokens."""
+    return _LAYOUT.format(thought=thought, solution=solution)
+
+
+def has_form(text: str) -> bool:
+    """Tell whether `text` is exactly the two sections, in order, once each, neither of them empty."""
+    before, thought, between, solution, after, *_ = [part.strip() for part in _TAG.split(text)] + [""] * 4
+    in_order = _TAG.findall(text) == _TAGS_IN_ORDER
+    return in_order and bool(thought and solution) and not (before or between or after)
+
+
+def solution_of(text: str) -> str | None:
+    """Return the last solution section, closed or cut off, or None where `text` has none."""
+    _, opening, rest = text.rpartition("<|begin_of_solution|>")
+    return _TAG.split(rest)[0].strip() if opening else None
