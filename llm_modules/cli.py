@@ -1,0 +1,146 @@
+"""The command line: thin verbs over the library."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm_modules.errors import UserError
+
+app = typer.Typer(
+    help="LLM Modules: a frozen large language model plus a small trainable partner.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[Path, typer.Argument(help="Folder of a trained model.", show_default=False)]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest word; the paper used 0.9.")]
+TopK = Annotated[int, typer.Option(min=0, help="Sample among so many likeliest words; 0 for all.")]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest words with this total.")]
+Seed = Annotated[int, typer.Option(help="Seed of sampling or of the problems.")]
+
+
+def _plain_errors(command: Callable) -> Callable:
+    """Print what a user can act on without a traceback."""
+
+    @wraps(command)
+    def run(*args, **kwargs):
+        from transformers import logging
+
+        logging.set_verbosity_error()
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("\ninterrupted", err=True)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@app.command()
+@_plain_errors
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for models, pictures and report.")] = Path("runs/demo"),
+) -> None:
+    """Train a pair on each built-in task and compare it with its two halves, measured."""
+    from llm_modules.demo import run_demo
+
+    run_demo(output)
+
+
+@app.command()
+@_plain_errors
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; see recipes/.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override settings, as training.seed=1.")
+    ] = None,
+) -> None:
+    """Train a pair from a YAML file."""
+    from llm_modules.settings import load_settings
+    from llm_modules.training import train as run_training
+
+    settings = load_settings(config, overrides)
+    run_training(settings, command=["llm-modules", "train", str(config), *(overrides or [])])
+
+
+@app.command()
+@_plain_errors
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="What to ask.", show_default=False)],
+    system: Annotated[str | None, typer.Option(help="System message before it.")] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 100,
+    top_p: TopP = 0.98,
+    seed: Seed = 0,
+) -> None:
+    """Answer one prompt, streamed to standard output."""
+    from llm_modules.chat import Conversation, Sampling
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    conversation = Conversation.load(model, sampling, system=system)
+    for piece in conversation.ask(prompt):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command()
+@_plain_errors
+def chat(
+    model: Model,
+    system: Annotated[str | None, typer.Option(help="System message before the conversation.")] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 100,
+    top_p: TopP = 0.98,
+    seed: Seed = 0,
+) -> None:
+    """Talk to a trained model; it keeps the conversation. /reset forgets it, /exit leaves."""
+    from llm_modules.chat import Conversation, Sampling, talk
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    talk(Conversation.load(model, sampling, system=system))
+
+
+@app.command()
+@_plain_errors
+def evaluate(
+    model: Model,
+    task: Annotated[str, typer.Option(help="Built-in task: arithmetic or facts.", show_default=False)],
+    num_problems: Annotated[int, typer.Option(min=1, help="Held-out problems to ask.")] = 200,
+    seed: Seed = 0,
+    max_new_tokens: MaxNewTokens = 160,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file too.")] = None,
+) -> None:
+    """Measure exact match on held-out problems of a built-in task."""
+    from json import dumps
+
+    from llm_modules import CombinedModel
+    from llm_modules.evaluation import evaluate as run_evaluation
+    from llm_modules.files import write_text
+    from llm_modules.tasks import get_task
+
+    chosen = get_task(task)
+    problems = chosen.test(num_problems, seed=seed)
+    pair = CombinedModel.from_pretrained(model).eval()
+    found = run_evaluation(pair, chosen, problems, pair.tokenizer, max_new_tokens=max_new_tokens, label=task)
+    for kind, score in found.by_kind.items():
+        typer.echo(f"{kind:12} {score}")
+    typer.echo(f"{'all':12} {found.exact}; form {found.form.value:.1%}; {found.writing.tokens_per_s:.0f} tokens/s")
+    if json is not None:
+        write_text(json, dumps({"model": str(model), "task": task, "seed": seed, **found.as_dict()}, indent=2))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,111 @@
+"""Pictures of training and comparison."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # no screen needed
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+
+NAMES = {
+    "source": "source",
+    "source-few-shot": "source, few-shot",
+    "generator": "generator alone",
+    "pair": "pair",
+    "pair-zeroed": "pair, zeroed",
+}
+"""What the models are called wherever a reader meets them."""
+
+# Apart in lightness too, so that they stay apart without colour: Okabe and Ito's blue and orange among greys.
+COLOURS = {
+    "source": "#b9bfc5",
+    "source-few-shot": "#747c84",
+    "generator": "#e69f00",
+    "pair": "#0072b2",
+    "pair-zeroed": "#a9d0ea",
+}
+GREY, INK = "#596066", "#24292f"
+FEW_TICKS = 1.5
+"""Decades of loss below which a logarithmic axis also labels the ticks between its powers of ten."""
+
+
+def loss_figure(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Training loss (line) and validation loss (dots) over steps, one colour a model.
+
+    Args:
+        histories: Name to `log_history` of a transformers Trainer.
+    """
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for name, history in histories.items():
+        colour = COLOURS.get(name, GREY)
+        for key, style in (("loss", "-"), ("eval_loss", "o")):
+            points = [(entry["step"], entry[key]) for entry in history if key in entry]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True), style, color=colour, markersize=5, markeredgecolor="white", lw=1.5
+                )
+        axes.plot([], [], color=colour, lw=4, label=NAMES.get(name, name))
+    axes.set(xlabel="training step", ylabel="loss (nats per token)", yscale="log")
+    _label_decades(axes)
+    _finish(
+        axes, "Loss in training (lines) and in validation over the full vocabulary (dots)", num_labels=len(histories)
+    )
+    return figure
+
+
+def accuracy_figure(scores: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Figure:
+    """Grouped bars of exact match with 95 % intervals.
+
+    Args:
+        scores: Model to group (kind of problem) to `(value, low, high)`; every model has the same groups.
+    """
+    groups = list(next(iter(scores.values())))
+    figure, axes = plt.subplots(figsize=(max(8.0, len(groups) + 0.5), 4), layout="constrained")
+    width = 0.84 / len(scores)
+    for index, (model, by_group) in enumerate(scores.items()):
+        values = [by_group[group] for group in groups]
+        places = [place + (index - (len(scores) - 1) / 2) * width for place in range(len(groups))]
+        heights = [value for value, _, _ in values]
+        errors = [[v - low for v, low, _ in values], [high - v for v, _, high in values]]
+        axes.bar(places, heights, width * 0.9, color=COLOURS.get(model, GREY), label=NAMES.get(model, model))
+        axes.errorbar(places, heights, errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.tick_params(axis="x", length=0)
+    axes.set(ylim=(0, 1.02), xlim=(-0.55, len(groups) - 0.45))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    _finish(axes, "Right answers on held-out questions, with 95% intervals", num_labels=len(scores))
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write beside, then rename."""
+    beside = path.with_name(f".{path.name}")
+    figure.savefig(beside, format=path.suffix[1:], dpi=150)
+    plt.close(figure)
+    beside.replace(path)
+
+
+def _label_decades(axes: Axes) -> None:
+    """Write 0.1 rather than a power of ten, and, where the axis spans hardly a decade, also 0.2, 0.3 and 0.5."""
+    low, high = axes.get_ylim()
+    between = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(between if high / low < 10**FEW_TICKS else NullFormatter())
+
+
+def _finish(axes: Axes, title: str, *, num_labels: int) -> None:
+    """What all pictures share: title and legend above the axes, a faint grid behind, no box."""
+    axes.set_title(title, loc="left", color=INK, pad=28, fontsize=12, fontweight="bold")
+    axes.grid(axis="y", color="#d8dde2", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", which="both", length=0)
+    axes.legend(
+        frameon=False, ncols=num_labels, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2,
+        handlelength=1.2, columnspacing=1.6,
+    )  # fmt: skip

@@ -1,0 +1,396 @@
+"""Train bridge and generator on transformers' Trainer."""
+
+import math
+import shlex
+import signal
+import sys
+import threading
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.integrations import is_tensorboard_available
+
+from llm_modules.data.dataset import Collator, LengthGroupedBatches, LossOn, padding_id, prepare, split
+from llm_modules.data.records import read_conversations
+from llm_modules.data.templates import Example, with_template
+from llm_modules.errors import UserError
+from llm_modules.features import knowledge_bytes, with_knowledge
+from llm_modules.files import write_text
+from llm_modules.fingerprint import COMBINED_CHOICES
+from llm_modules.knowledge import Knowledge
+from llm_modules.loss import LossVocabulary
+from llm_modules.modeling import CombinedModel, verify_weights
+from llm_modules.optimizer import build_optimizer
+from llm_modules.plots import loss_figure, save_figure
+from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings
+from llm_modules.tasks import get_task
+
+MAX_KNOWLEDGE_BYTES = 2 * 2**30  # knowledge of a larger training set is read in every step instead of kept
+
+
+class CombinedTrainer(Trainer):
+    """A Trainer with two learning rates, knowledge read before, and a loss over part of the vocabulary if asked.
+
+    Args:
+        settings: Learning rates and loss vocabulary.
+        trained_words: `[n]` token ids that occur in the training labels; needed for `sampled_words`.
+        **kwargs: As for `Trainer`.
+    """
+
+    def __init__(self, *, settings: TrainingSettings, trained_words: Any = None, **kwargs):
+        super().__init__(**kwargs)
+        self._loss_shifts_labels = True  # so the first token of a row is not counted as a label
+        self.settings = settings
+        self.trained_words = trained_words
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """An optimizer with a learning rate for the generator and one for all that joins it to the source."""
+        if self.optimizer is None:  # type: ignore[has-type]
+            model = self.model if model is None else model
+            _, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            decayed = set(self.get_decay_parameter_names(model))
+            self.optimizer = build_optimizer(model, self.settings, decayed=decayed, **kwargs)
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's own loss, over the sampled vocabulary while training."""
+        inputs = dict(inputs)
+        if "knowledge_states" in inputs:
+            inputs["knowledge"] = Knowledge(inputs.pop("knowledge_states"), inputs.pop("knowledge_mask"))
+        if model.training and self.settings.sampled_words is not None:
+            # drawn from seed and step, so that a resumed run draws the same
+            generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
+            inputs["loss_vocabulary"] = LossVocabulary.sample(
+                self.trained_words,
+                num_random=self.settings.sampled_words,
+                vocab_size=self.model.config.vocab_size,
+                generator=generator,
+            )
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def restore_finished(self, checkpoint: Path, *, total_steps: int) -> bool:
+        """Load a checkpoint if all steps are behind it; transformers would take one more."""
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < total_steps:
+            return False
+        self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            checkpoint = checkpoint.with_name(Path(state.best_model_checkpoint).name)
+        self._load_from_checkpoint(str(checkpoint))
+        return True
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        examples = self.train_dataset if train_dataset is None else train_dataset
+        return LengthGroupedBatches(
+            [len(example) for example in examples], batch_size=self.args.train_batch_size, seed=self.args.seed
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if isinstance(self.model, CombinedModel):
+            saved = type(self.model.config).from_pretrained(resume_from_checkpoint)
+            verify_weights(Path(resume_from_checkpoint), saved)
+            before, now = saved.to_dict(), self.model.config.to_dict()
+            for name in (*COMBINED_CHOICES, "num_bridge_layers", "d_adapter"):
+                if before[name] != now[name]:  # loading takes what fits and would be silent about the rest
+                    raise UserError(
+                        f"{resume_from_checkpoint} was trained with {name}={before[name]}, now it is {now[name]}; "
+                        "resume with the settings that the run began with, or choose another output_dir"
+                    )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (RuntimeError, ValueError, EOFError, OSError, UnpicklingError) as error:
+            raise UserError(
+                f"the optimizer in {checkpoint} cannot be read ({error}); remove this checkpoint to resume from the "
+                "one before"
+            ) from error
+
+
+class StopOnInterrupt(TrainerCallback):
+    """On Ctrl-C finish the step, keep a checkpoint and stop; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._previous = signal.getsignal(signal.SIGINT)
+
+    def on_train_begin(self, args, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Listen."""
+        if threading.current_thread() is threading.main_thread():  # no other may
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def listen_no_longer(self) -> None:
+        """Leave Ctrl-C to whom it was before."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._previous)
+
+    def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Save and stop, if asked."""
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self._previous)
+        print("\nstopping after this step, with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
+
+
+@dataclass
+class TrainingData:
+    """Encoded examples, split, and which of their tokens carry loss."""
+
+    training: list[Example]
+    validation: list[Example]
+    loss_on: LossOn = "response"
+
+    def _labels(self, example: Example) -> list[int]:
+        return example.response_ids if self.loss_on == "response" else example.input_ids
+
+    @property
+    def trained_words(self) -> Tensor:
+        """`[n]` token ids that training may ask for, unique and sorted."""
+        return torch.tensor(sorted({word for example in self.training for word in self._labels(example)}))
+
+
+def build_model(settings: ModelSettings, *, seed: int) -> CombinedModel:
+    """A new pair, its random weights decided by the seed."""
+    set_seed(seed)
+    choices = settings.model_dump(exclude={"source", "source_revision", "source_dtype", "generator"})
+    return CombinedModel.from_modules(
+        settings.source,
+        settings.generator,
+        source_revision=settings.source_revision,
+        source_dtype=getattr(torch, settings.source_dtype),
+        **choices,
+    )
+
+
+def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> TrainingData:
+    """Read or generate, split by seed, encode, and leave out what is too long (printed)."""
+    if settings.task is not None:
+        problems = get_task(settings.task).train(settings.num_examples, seed=settings.seed)
+        conversations = [problem.messages() for problem in problems]
+    else:
+        conversations = read_conversations(str(settings.train_file))
+        if settings.num_examples is not None and settings.num_examples < len(conversations):
+            share = 1 - settings.num_examples / len(conversations)
+            conversations, _ = split(conversations, share, settings.seed)
+    if settings.validation_file is not None:
+        parts = conversations, read_conversations(settings.validation_file)
+    else:
+        parts = split(conversations, settings.validation_fraction, settings.seed)
+    encoded: list[list[Example]] = []
+    for name, part in zip(("training", "validation"), parts, strict=True):
+        if not part:
+            encoded.append([])
+            continue
+        examples, _ = prepare(
+            part,
+            tokenizer,
+            max_length=settings.max_length,
+            loss_on=settings.loss_on,
+            vocab_size=vocab_size,
+            report=partial(print, f"{name}:"),
+        )
+        encoded.append(examples)
+    return TrainingData(encoded[0], encoded[1], settings.loss_on)
+
+
+def fit(
+    model: Any,
+    data: TrainingData,
+    settings: TrainingSettings,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+) -> CombinedTrainer:
+    """Train any model that answers the pair's calls; returns the Trainer, whose `state` holds the losses.
+
+    Raises:
+        UserError: If `bidirectional` is trained without being asked for by name, or a checkpoint cannot be used.
+    """
+    config = model.config
+    if getattr(config, "visibility", None) == "bidirectional" and not settings.allow_leak:
+        raise UserError(
+            "visibility='bidirectional' shows the model the tokens it must predict, so its losses mean nothing; use "
+            "'causal' or 'prompt', or set training.allow_leak=true to reproduce the paper"
+        )
+    checkpoints = settings.output_dir / "checkpoints"
+    last = last_checkpoint(checkpoints) if settings.resume else None
+    if settings.resume is True and last is None:
+        raise UserError(f"training.resume=true, but {checkpoints} holds no checkpoint; use training.resume=auto")
+    arguments = _arguments(settings, data, checkpoints)
+    model.to(arguments.device)  # before the source reads; it follows
+    if isinstance(model, CombinedModel):
+        data = keep_knowledge(model, data)
+    callbacks: list[TrainerCallback] = [interrupt := StopOnInterrupt()]
+    if settings.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience, settings.early_stopping_min_delta))
+    trainer = CombinedTrainer(
+        settings=settings,
+        trained_words=data.trained_words if settings.sampled_words is not None else None,
+        model=model,
+        args=arguments,
+        data_collator=Collator(padding_id(tokenizer, vocab_size=config.vocab_size), data.loss_on),
+        train_dataset=data.training,
+        eval_dataset=data.validation or None,
+        callbacks=callbacks,
+    )
+    if last is not None and trainer.restore_finished(last, total_steps=_num_steps(settings, data)):
+        print(f"{last} is the end of this run; nothing is left to train")
+        trainer.interrupted = False
+        return trainer
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    finally:
+        interrupt.listen_no_longer()
+    trainer.interrupted = interrupt.interrupted
+    return trainer
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; a kill may leave one half written."""
+    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]  # written last
+    return max(complete, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]), default=None)
+
+
+def keep_knowledge(model: CombinedModel, data: TrainingData) -> TrainingData:
+    """Let the source read the data once, if what it says fits in memory; else it reads in every step."""
+    needed = knowledge_bytes(model, [*data.training, *data.validation])
+    if needed > MAX_KNOWLEDGE_BYTES:
+        print(f"knowledge would take {needed / 2**30:.1f} GiB of memory: the source reads in every step instead")
+        return data
+    training = with_knowledge(model, data.training, label="source reads training data")
+    validation = with_knowledge(model, data.validation, label="source reads validation data")
+    return replace(data, training=training, validation=validation)
+
+
+def train(settings: Settings, *, command: list[str]) -> Path:
+    """All of `llm-modules train`: data, model, training, loss picture, saved model.
+
+    Args:
+        settings: Of the run.
+        command: What the user typed, to print how to resume.
+
+    Returns:
+        Folder of the trained model, or of the last checkpoint if the run was interrupted.
+
+    Raises:
+        UserError: For anything in the settings or the data that cannot be used.
+    """
+    output = settings.training.output_dir
+    claim_output(output, resume=bool(settings.training.resume))
+    print(f"seed {settings.training.seed}, data seed {settings.data.seed}")
+    model = build_model(settings.model, seed=settings.training.seed)
+    if model.source.tokenizer is None:
+        raise UserError(f"the source {settings.model.source!r} has no tokenizer beside its weights; add one")
+    model.tokenizer = tokenizer = with_template(model.source.tokenizer, settings.data.template)
+    data = load_data(settings.data, tokenizer, vocab_size=model.config.vocab_size)
+    write_text(output / "settings.yaml", _as_yaml(settings))
+    print(f"training {model.num_parameters():,} parameters; the source's stay frozen")
+    trainer = fit(model, data, settings.training, tokenizer=tokenizer)
+    save_figure(loss_figure({"pair": trainer.state.log_history}), output / "loss.png")
+    if trainer.interrupted:
+        resumed = [part for part in command if not part.startswith("training.resume=")]
+        print(f"interrupted; to go on: {shlex.join([*resumed, 'training.resume=true'])}")
+        return last_checkpoint(output / "checkpoints") or output
+    model.save_pretrained(output / "model")
+    print(f"saved {output / 'model'}; losses: {output / 'loss.png'}")
+    return output / "model"
+
+
+def claim_output(folder: Path, *, resume: bool) -> None:
+    """Make the output folder, before anything is computed.
+
+    Raises:
+        UserError: If it holds something already and this is no resumed run, or it cannot be written.
+    """
+    if folder.exists() and not resume and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"output_dir={folder} exists and is not empty; choose another, remove it, or resume with "
+            "training.resume=auto"
+        )
+    try:
+        write_text(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"output_dir={folder} cannot be written ({error.strerror}); choose another") from error
+
+
+def _as_yaml(settings: Settings) -> str:
+    """All settings, defaults written out, as a file to train from again."""
+    fields = settings.model_dump(mode="json")
+    if fields["training"]["max_steps"] is not None:
+        del fields["training"]["num_epochs"]  # its default, which counts for nothing then
+    return yaml.safe_dump(fields, sort_keys=False)
+
+
+def _steps_per_epoch(settings: TrainingSettings, data: TrainingData) -> int:
+    return math.ceil(len(data.training) / settings.batch_size / settings.gradient_accumulation_steps)
+
+
+def _num_steps(settings: TrainingSettings, data: TrainingData) -> int:
+    return settings.max_steps or math.ceil(_steps_per_epoch(settings, data) * settings.num_epochs)
+
+
+def _arguments(settings: TrainingSettings, data: TrainingData, checkpoints: Path) -> TrainingArguments:
+    steps_per_epoch, total = _steps_per_epoch(settings, data), _num_steps(settings, data)
+    evaluates = bool(data.validation)
+    eval_steps = min(settings.eval_steps or steps_per_epoch, total)
+    on_cuda = torch.cuda.is_available()
+    bf16 = settings.precision == "bfloat16" or (
+        settings.precision == "auto" and on_cuda and torch.cuda.is_bf16_supported()
+    )
+    stops_early = settings.early_stopping_patience is not None
+    if settings.tensorboard and not is_tensorboard_available():
+        raise UserError("training.tensorboard=true needs tensorboard; pip install tensorboard, or leave it out")
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=settings.num_epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate_bridge,
+        weight_decay=settings.weight_decay,
+        adam_beta2=settings.adam_beta2,
+        warmup_steps=settings.warmup_steps,
+        lr_scheduler_type=settings.lr_scheduler,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=bf16,
+        seed=settings.seed,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=eval_steps,
+        save_strategy="steps",
+        save_steps=eval_steps if stops_early else min(settings.save_steps or steps_per_epoch, total),
+        save_total_limit=settings.save_total_limit,
+        load_best_model_at_end=stops_early,
+        restore_callback_states_from_checkpoint=True,  # early stopping counts on
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        prediction_loss_only=True,
+        logging_steps=max(1, min(50, total // 20)),
+        report_to=["tensorboard"] if settings.tensorboard else [],
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=on_cuda,
+    )
