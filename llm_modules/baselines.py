@@ -1,5 +1,7 @@
 """What the pair is measured against, behind the same calls as the pair itself."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,6 +37,9 @@ class GeneratorAlone(nn.Module):
         }
         self.model = AutoModelForCausalLM.from_config(type(config)(**fields), dtype=torch.float32)
         self.model.generation_config = generation_config
+        self._tied = {f"model.{name}": f"model.{kept}" for name, kept in self.model.all_tied_weights_keys.items()}
+        self.register_state_dict_post_hook(_without_tied)  # safetensors refuses one tensor under two names
+        self.register_load_state_dict_pre_hook(_with_tied)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -46,9 +51,9 @@ class GeneratorAlone(nn.Module):
         """Where it is."""
         return self.model.device
 
-    def num_parameters(self) -> int:
-        """Trained parameters, the tied table once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+    def num_parameters(self, **kwargs) -> int:
+        """Trained parameters, the tied table once; arguments as in transformers."""
+        return self.model.num_parameters(**kwargs)
 
     def forward(
         self,
@@ -85,3 +90,13 @@ class GeneratorAlone(nn.Module):
     def _project(self, rows: Tensor, words: Tensor | None = None) -> Tensor:
         matrix = self.model.get_output_embeddings().weight
         return F.linear(rows, matrix if words is None else matrix[words])
+
+
+def _without_tied(module: GeneratorAlone, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    for name in module._tied:
+        del state[prefix + name]
+
+
+def _with_tied(module: GeneratorAlone, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    for name, kept in module._tied.items():
+        state.setdefault(prefix + name, state[prefix + kept])

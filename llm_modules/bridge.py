@@ -91,12 +91,16 @@ class Bridge(nn.Module):
         """
         knowledge = None if states is None else self.pre_projection(self._mix(states))
         x, skip = self._enter(knowledge, embeddings, is_prompt)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self._layers):
             keys_values = None if knowledge is None else layer.project(knowledge)
             if remember is not None:
                 keys_values = remember(index, keys_values)
             x = x + layer(x, keys_values=keys_values, visible=visible)
         return x if skip is None else x + skip
+
+    @property
+    def _layers(self) -> list[EnhancedCrossAttention]:
+        return list(self.layers)  # type: ignore[arg-type] # a ModuleList knows modules only
 
     def _mix(self, states: Tensor) -> Tensor:
         return states.squeeze(2) if self.tap_mix is None else self.tap_mix(states)  # one tap passes unchanged
@@ -115,5 +119,5 @@ class Bridge(nn.Module):
 
     def close_gates_(self) -> None:
         """Start with every cross-attention gate (almost) closed, for `start="identity"`."""
-        for layer in self.layers:
-            nn.init.constant_(layer.get_parameter("gate.bias"), CLOSED_GATE_BIAS)
+        for layer in self._layers:
+            nn.init.constant_(layer.gate.bias, CLOSED_GATE_BIAS)

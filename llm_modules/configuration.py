@@ -47,8 +47,8 @@ class CombinedConfig(PreTrainedConfig):
         "generator": SubConfigSpec(config_class=AutoConfig, model_type="gpt_neo"),
     }
 
-    source: PreTrainedConfig = None  # type: ignore[assignment] # both may be given as a dict, and are
-    generator: PreTrainedConfig = None  # type: ignore[assignment] # configurations once `__post_init__` has run
+    source: PreTrainedConfig = None  # both may be given as a dict, and are
+    generator: PreTrainedConfig = None  # configurations once `__post_init__` has run
     source_id: str | None = None
     source_revision: str | None = None
     source_fingerprint: str | None = None

@@ -19,7 +19,9 @@ def cache_folder() -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write beside, then rename: readers see the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 
 from llm_modules.configuration import CombinedConfig
+from llm_modules.errors import UserError
+from llm_modules.loss import IGNORED
 
 
 @dataclass
@@ -87,3 +90,34 @@ class CombinedCache(EncoderDecoderCache):
     def _select_prompts(self, rows: Tensor) -> None:
         if self.prompt_mask is not None:
             self.prompt_mask = self.prompt_mask.index_select(0, rows.to(self.prompt_mask.device))
+
+
+def resolve_prompt_mask(
+    prompt_mask: Tensor | None, labels: Tensor | None, attention_mask: Tensor, *, past: int, length: int
+) -> Tensor:
+    """Which of the `length` current tokens are prompt: `[batch, length]` bool.
+
+    Raises:
+        UserError: If a row has no prompt, or the prompt is not one prefix.
+    """
+    real = attention_mask[:, -length:].bool()
+    if past:
+        if prompt_mask is not None and prompt_mask[:, past:].any():
+            raise UserError(
+                "with visibility='prompt' the whole prompt must come in the first call; it has ended already"
+            )
+        return torch.zeros_like(real)
+    if prompt_mask is not None:
+        is_prompt = F.pad(prompt_mask.bool(), (0, length - prompt_mask.shape[1])) & real
+    elif labels is not None:
+        is_prompt = (labels != IGNORED).cumsum(-1).eq(0) & real
+    else:
+        return real
+    if not is_prompt.any(-1).all():
+        row = int((~is_prompt.any(-1)).nonzero()[0])
+        raise UserError(f"row {row} has no prompt; visibility='prompt' reads the prompt only: mark it in prompt_mask")
+    ended = (real & ~is_prompt).cumsum(-1).bool()
+    if (is_prompt & ended).any():
+        row = int((is_prompt & ended).any(-1).nonzero()[0])
+        raise UserError(f"prompt_mask of row {row} is not one prefix; train a conversation as one example per turn")
+    return is_prompt

@@ -2,41 +2,27 @@
 
 import copy
 import inspect
-import logging
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Cache,
-    GenerationMixin,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from llm_modules.attention import VisibleKnowledge
 from llm_modules.bridge import Bridge
-from llm_modules.card import model_card
 from llm_modules.configuration import CombinedConfig
 from llm_modules.errors import UserError
-from llm_modules.files import write_text, written_beside
-from llm_modules.fingerprint import fingerprint_combined
+from llm_modules.generation import CombinedGenerationMixin
 from llm_modules.generator import GeneratorLike, build_generator, load_generator, position_limit
-from llm_modules.knowledge import CombinedCache, Knowledge
-from llm_modules.loss import IGNORED, LossVocabulary, cross_entropy, label_rows
+from llm_modules.knowledge import CombinedCache, Knowledge, resolve_prompt_mask
+from llm_modules.loss import LossVocabulary, cross_entropy, label_rows
 from llm_modules.source import Source, SourceLike, positions
-
-logger = logging.getLogger(__name__)
+from llm_modules.storage import StoredModel
 
 LEAK_WARNING = (
     "visibility='bidirectional' lets every position read the source's states of the tokens it must predict: training "
@@ -44,7 +30,7 @@ LEAK_WARNING = (
 )
 
 
-class CombinedModel(PreTrainedModel, GenerationMixin):
+class CombinedModel(StoredModel, CombinedGenerationMixin):
     """A frozen source, a bridge, and a small generator that writes in the source's vocabulary (arXiv 2502.08213).
 
         h = source(ids);  z = bridge(h);  g = generator(z);  logits = head(g)
@@ -85,18 +71,7 @@ class CombinedModel(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: every module initialises itself when built, and loading refuses missing weights."""
 
-    @property
-    def source(self) -> Source:
-        """The frozen source; may be set to another view of it (see `controls`)."""
-        if self._attached_source is None:
-            raise UserError("this model has no source yet; load it with from_pretrained or call attach_source_")
-        return self._attached_source
-
-    @source.setter
-    def source(self, source: Source) -> None:
-        self._attached_source = source
-
-    # -- making, saving and loading -----------------------------------------------------------------------------------
+    # -- making; saving and loading stand in storage.py --------------------------------------------------------------
 
     @classmethod
     def from_modules(
@@ -129,96 +104,6 @@ class CombinedModel(PreTrainedModel, GenerationMixin):
             source=copy.deepcopy(loaded.config), generator=copy.deepcopy(generator_config), **choices
         )
         return cls(config, body).attach_source_(loaded)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *args: Any,
-        source: SourceLike | None = None,
-        source_dtype: torch.dtype = torch.float32,
-        **kwargs: Any,
-    ) -> "CombinedModel":
-        """Load bridge and generator from a folder, and the source from where the folder says it came from.
-
-        Args:
-            pretrained_model_name_or_path: Folder that `save_pretrained` wrote, or hub id of one.
-            source: Use this source instead, for example one that other models already hold; it must be the one the
-                model was trained with.
-            source_dtype: Dtype of a source that is loaded here.
-
-        Raises:
-            UserError: If the folder is incomplete or changed, or the source is another one.
-        """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            folder = _fetch(str(pretrained_model_name_or_path), kwargs.get("revision"))
-        config = kwargs.pop("config", None) or _read_config(folder)
-        verify_weights(folder, config)
-        kwargs.setdefault("dtype", torch.float32)  # what trains must not follow the file's dtype
-        kwargs.pop("revision", None)
-        kwargs["output_loading_info"] = True
-        try:
-            model, info = super().from_pretrained(folder, *args, config=config, **kwargs)
-        except RuntimeError as error:  # shapes that config.json does not have
-            raise UserError(f"{folder} does not hold this model's weights ({error}); save the model again") from error
-        wrong = {kind: sorted(map(str, info[kind])) for kind in info if info[kind]}
-        if wrong:
-            raise UserError(f"{folder} does not hold this model's weights: {wrong}; save the model again")
-        if source is None and config.source_id is None:
-            raise UserError(f"the source of {folder} was never stored; pass it as from_pretrained(..., source=...)")
-        if (folder / "tokenizer_config.json").is_file():
-            model.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        if source is None:
-            try:
-                source = Source.of(config.source_id, revision=config.source_revision, dtype=source_dtype)
-            except UserError as error:
-                raise UserError(
-                    f"the source of {folder} cannot be loaded: {error}. If it lies elsewhere, pass it as "
-                    "from_pretrained(..., source=...)"
-                ) from error
-        return model.attach_source_(Source.of(source, dtype=source_dtype))
-
-    def attach_source_(self, source: Source) -> "CombinedModel":
-        """Give the model its source, checking that it is the one the model was made with.
-
-        Raises:
-            UserError: If the source's weights are not those the model was trained with.
-        """
-        expected, found = self.config.source_fingerprint, source.fingerprint
-        if expected is None:
-            self.config.source_fingerprint = found
-            self.config.source_id, self.config.source_revision = source.source_id, source.revision
-            self.config.bos_token_id = source.config.get_text_config().bos_token_id
-            self.config.eos_token_id = source.config.get_text_config().eos_token_id
-        elif expected != found:
-            raise UserError(
-                f"this model was trained with the source {self.config.source_id or 'given in memory'} "
-                f"(fingerprint {expected}), not with {source.source_id or 'the one given'} (fingerprint {found}); "
-                "load it with the source it was trained with"
-            )
-        self.source = source
-        if source.model is not None and source.model.generation_config is not None:
-            own = source.model.generation_config
-            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                setattr(self.generation_config, name, getattr(own, name))
-        return self
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save bridge, generator, configuration, tokenizer and a model card; never the source's weights.
-
-        The folder takes its name only when it is complete.
-        """
-        with written_beside(Path(save_directory)) as beside:
-            super().save_pretrained(beside, **kwargs)
-            self.config.weights_fingerprint = fingerprint_combined(beside)
-            self.config.save_pretrained(beside)
-            tokenizer = self.tokenizer
-            if tokenizer is None and self._attached_source is not None:
-                tokenizer = self._attached_source.tokenizer
-            if tokenizer is not None:
-                tokenizer.save_pretrained(beside)
-            write_text(beside / "README.md", model_card(self.config, self.num_parameters()))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CombinedModel":
         """Follow moves of the model with the source's device (never its dtype)."""
@@ -412,111 +297,6 @@ class CombinedModel(PreTrainedModel, GenerationMixin):
                 f"{length} tokens are more than the generator's {limit} positions; shorten the input, or use a "
                 "generator with a longer or no position table (a rotary one, for example)"
             )
-
-    # -- generation ---------------------------------------------------------------------------------------------------
-
-    def generate(self, inputs: Tensor | None = None, *args, **kwargs):
-        """Continue prompts, as in transformers: what is passed in is the prompt, what is written the response.
-
-        `knowledge=` takes what [`read`] returned for the prompts (`prompt` visibility).
-        """
-        prompts = kwargs.get("input_ids") if inputs is None else inputs
-        if prompts is not None and kwargs.get("prompt_mask") is None:
-            kwargs["prompt_mask"] = torch.ones_like(prompts, dtype=torch.bool)  # decoding without a cache needs it
-        return super().generate(inputs, *args, **kwargs)
-
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs) -> dict:
-        """Inputs of one decoding step, without the tokenizer that `generate` hands along for stop strings."""
-        kwargs.pop("tokenizer", None)
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)
-
-    def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-    ) -> None:
-        """Give `generate` our cache."""
-        limit = self._position_limit
-        if limit is not None and max_cache_length > limit:
-            raise UserError(
-                f"prompt and max_new_tokens need {max_cache_length} positions, the generator has {limit}; shorten the "
-                "prompt or lower max_new_tokens"
-            )
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise UserError(
-                f"cache_implementation={generation_config.cache_implementation!r} is not supported; leave it out"
-            )
-        if self.config.visibility == "bidirectional":
-            generation_config.use_cache = model_kwargs["use_cache"] = False  # each new token changes every state
-        elif generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = CombinedCache(self.config)
-
-    def _supports_logits_to_keep(self) -> bool:
-        return True
-
-
-def resolve_prompt_mask(
-    prompt_mask: Tensor | None, labels: Tensor | None, attention_mask: Tensor, *, past: int, length: int
-) -> Tensor:
-    """Which of the `length` current tokens are prompt: `[batch, length]` bool.
-
-    Raises:
-        UserError: If a row has no prompt, or the prompt is not one prefix.
-    """
-    real = attention_mask[:, -length:].bool()
-    if past:
-        if prompt_mask is not None and prompt_mask[:, past:].any():
-            raise UserError(
-                "with visibility='prompt' the whole prompt must come in the first call; it has ended already"
-            )
-        return torch.zeros_like(real)
-    if prompt_mask is not None:
-        is_prompt = F.pad(prompt_mask.bool(), (0, length - prompt_mask.shape[1])) & real
-    elif labels is not None:
-        is_prompt = (labels != IGNORED).cumsum(-1).eq(0) & real
-    else:
-        return real
-    if not is_prompt.any(-1).all():
-        row = int((~is_prompt.any(-1)).nonzero()[0])
-        raise UserError(f"row {row} has no prompt; visibility='prompt' reads the prompt only: mark it in prompt_mask")
-    ended = (real & ~is_prompt).cumsum(-1).bool()
-    if (is_prompt & ended).any():
-        row = int((is_prompt & ended).any(-1).nonzero()[0])
-        raise UserError(f"prompt_mask of row {row} is not one prefix; train a conversation as one example per turn")
-    return is_prompt
-
-
-def verify_weights(folder: Path, config: CombinedConfig) -> None:
-    """Check that weights and choices in `folder` are what `save_pretrained` wrote.
-
-    Raises:
-        UserError: If they are missing, cut off, or changed.
-    """
-    found = fingerprint_combined(folder)
-    if config.weights_fingerprint != found:
-        raise UserError(
-            f"the model in {folder} is not what was saved (fingerprint {found}, its config.json says "
-            f"{config.weights_fingerprint}); weights or configuration were changed or damaged: restore or save it again"
-        )
-
-
-def _read_config(folder: Path) -> CombinedConfig:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json; give a folder that save_pretrained wrote")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}/config.json cannot be read: {error}") from error
-    if not isinstance(config, CombinedConfig):
-        raise UserError(f"{folder} holds a {config.model_type} model, not a combined model; give one trained here")
-    return config
-
-
-def _fetch(name: str, revision: str | None) -> Path:
-    try:
-        return Path(snapshot_download(name, revision=revision))
-    except Exception as error:  # the hub client raises errors of several libraries
-        raise UserError(
-            f"{name!r} is no folder and could not be fetched from the hub ({type(error).__name__})"
-        ) from error
 
 
 AutoConfig.register(CombinedConfig.model_type, CombinedConfig)

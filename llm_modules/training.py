@@ -37,10 +37,11 @@ from llm_modules.files import write_text
 from llm_modules.fingerprint import COMBINED_CHOICES
 from llm_modules.knowledge import Knowledge
 from llm_modules.loss import LossVocabulary
-from llm_modules.modeling import CombinedModel, verify_weights
+from llm_modules.modeling import CombinedModel
 from llm_modules.optimizer import build_optimizer
 from llm_modules.plots import loss_figure, save_figure
 from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings
+from llm_modules.storage import verify_weights
 from llm_modules.tasks import get_task
 
 MAX_KNOWLEDGE_BYTES = 2 * 2**30  # knowledge of a larger training set is read in every step instead of kept

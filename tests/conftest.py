@@ -90,7 +90,11 @@ def stored_source(tmp_path):
     return folder
 
 
-WORDS = [*"System User Assistant : . , ? + - * / =".split(), *map(str, range(10)), *"abcdefghijklmnopqrstuvwxyz"]
+WORDS = [
+    *["System", "User", "Assistant", ":", ".", ",", "?", "+", "-", "*", "/", "="],
+    *map(str, range(10)),
+    *"abcdefghijklmnopqrstuvwxyz",
+]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }} : {{ message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else ' ' }}{% endfor %}"

@@ -128,7 +128,7 @@ def test_a_failed_save_leaves_the_old_model_and_no_other_folder(saved, model, tm
     def fail(*args):
         raise RuntimeError("interrupted")
 
-    monkeypatch.setattr("llm_modules.modeling.model_card", fail)
+    monkeypatch.setattr("llm_modules.storage.model_card", fail)
     randomise_(model)
     for folder in (saved, tmp_path / "new"):
         with pytest.raises(RuntimeError, match="interrupted"):

@@ -354,7 +354,7 @@ def test_damaged_checkpoint_is_refused_on_resumption(tmp_path, damage):
         path.write_bytes(path.read_bytes()[:-200])
     message = {"weights": "cut off or damaged", "config": "changed or damaged", "optimizer": "remove this checkpoint"}
     with pytest.raises(UserError, match=message[damage]):
-        fit(tiny_pair(), data_of(), settings_of(tmp_path, resume=True), tokenizer=TOKENIZER)
+        fit(tiny_pair(), data_of(), settings_of(tmp_path, resume=True, max_steps=8), tokenizer=TOKENIZER)
 
 
 def test_checkpoint_of_another_shape_is_refused_on_resumption(tmp_path):

@@ -119,7 +119,7 @@ WORDINGS = {
 }
 
 
-# The forms of demonstration in which the default source recalls best (docs/log.md); capitals: turns of its chat template.
+# Forms of demonstration in which the default source recalls best (docs/log.md); for capitals: turns of its template.
 BARE_SENTENCES = {"continent": "{Subject} is in", "currency": "The currency of {subject} is the"}
 QUESTIONS_AND_ANSWERS = {"symbol", "number"}
 

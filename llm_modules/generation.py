@@ -1,0 +1,53 @@
+"""How transformers' `generate` decodes a combined model: its cache, and which tokens are the prompt."""
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+
+from llm_modules.configuration import CombinedConfig
+from llm_modules.errors import UserError
+from llm_modules.knowledge import CombinedCache
+
+
+class CombinedGenerationMixin(GenerationMixin):
+    """What `generate` needs to know about a combined model."""
+
+    config: CombinedConfig
+    _position_limit: int | None
+
+    def generate(self, inputs: Tensor | None = None, *args, **kwargs):
+        """Continue prompts, as in transformers: what is passed in is the prompt, what is written the response.
+
+        `knowledge=` takes what [`read`] returned for the prompts (`prompt` visibility).
+        """
+        prompts = kwargs.get("input_ids") if inputs is None else inputs
+        if prompts is not None and kwargs.get("prompt_mask") is None:
+            kwargs["prompt_mask"] = torch.ones_like(prompts, dtype=torch.bool)  # decoding without a cache needs it
+        return super().generate(inputs, *args, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs) -> dict:
+        """Inputs of one decoding step, without the tokenizer that `generate` hands along for stop strings."""
+        kwargs.pop("tokenizer", None)
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ) -> None:
+        """Give `generate` our cache."""
+        limit = self._position_limit
+        if limit is not None and max_cache_length > limit:
+            raise UserError(
+                f"prompt and max_new_tokens need {max_cache_length} positions, the generator has {limit}; shorten the "
+                "prompt or lower max_new_tokens"
+            )
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise UserError(
+                f"cache_implementation={generation_config.cache_implementation!r} is not supported; leave it out"
+            )
+        if self.config.visibility == "bidirectional":
+            generation_config.use_cache = model_kwargs["use_cache"] = False  # each new token changes every state
+        elif generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = CombinedCache(self.config)
+
+    def _supports_logits_to_keep(self) -> bool:
+        return True
