@@ -85,7 +85,8 @@ class Bridge(nn.Module):
             states: `[batch, source_len, taps, D]`, the source's states of columns `0..source_len` of the input; `None`
                 while decoding with `prompt` visibility, where the cache holds all knowledge.
             visible: Who may read what.
-            embeddings: `[batch, length, D]`, the source's embeddings of the input; `prompt` visibility only.
+            embeddings: `[batch, length, d]`, what `response_embedding` makes of the source's embeddings of the input;
+                `prompt` visibility only.
             is_prompt: `[batch, length]`, True where a position has a source state; `prompt` visibility only.
             remember: Called with each layer's index and new keys and values; returns all there are to attend to.
         """
@@ -109,7 +110,7 @@ class Bridge(nn.Module):
         """First `x` and the skip connection, for columns with a source state and columns without."""
         if self.response_embedding is None:
             return self.compress(knowledge), self.skip_projection(knowledge)
-        x = self.response_embedding(embeddings)
+        x = embeddings
         if knowledge is None:
             return x, None
         missing = (0, 0, 0, embeddings.shape[1] - knowledge.shape[1])  # response columns hold no knowledge

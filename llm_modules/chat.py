@@ -106,7 +106,7 @@ class Conversation:
                 failed.append(error)
                 streamer.end()
 
-        writer = Thread(target=run, daemon=True)
+        writer = Thread(target=run, name="answer", daemon=True)
         writer.start()
         pieces: list[str] = []
         try:

@@ -1,5 +1,6 @@
 """The command line: thin verbs over the library."""
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -30,9 +31,7 @@ def _plain_errors(command: Callable) -> Callable:
 
     @wraps(command)
     def run(*args, **kwargs):
-        from transformers import logging
-
-        logging.set_verbosity_error()
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when a verb imports transformers
         try:
             return command(*args, **kwargs)
         except UserError as error:
@@ -66,9 +65,10 @@ def train(
 ) -> None:
     """Train a pair from a YAML file."""
     from llm_modules.settings import load_settings
-    from llm_modules.training import train as run_training
 
     settings = load_settings(config, overrides)
+    from llm_modules.training import train as run_training  # slow to import: mistakes in the file are told first
+
     run_training(settings, command=["llm-modules", "train", str(config), *(overrides or [])])
 
 
@@ -134,7 +134,10 @@ def evaluate(
     chosen = get_task(task)
     problems = chosen.test(num_problems, seed=seed)
     pair = CombinedModel.from_pretrained(model).eval()
-    found = run_evaluation(pair, chosen, problems, pair.tokenizer, max_new_tokens=max_new_tokens, label=task)
+    tokenizer = pair.tokenizer or pair.source.tokenizer
+    if tokenizer is None:
+        raise UserError(f"{model} holds no tokenizer; save the model again with one")
+    found = run_evaluation(pair, chosen, problems, tokenizer, max_new_tokens=max_new_tokens, label=task)
     for kind, score in found.by_kind.items():
         typer.echo(f"{kind:12} {score}")
     typer.echo(f"{'all':12} {found.exact}; form {found.form.value:.1%}; {found.writing.tokens_per_s:.0f} tokens/s")

@@ -35,7 +35,9 @@ class Score:
         """Wilson's 95 % interval, which stays within [0, 1] and does not collapse at 0 or n."""
         centre = (self.hits + Z_95**2 / 2) / (self.n + Z_95**2)
         spread = Z_95 / (self.n + Z_95**2) * sqrt(self.hits * (self.n - self.hits) / self.n + Z_95**2 / 4)
-        return max(0.0, centre - spread), min(1.0, centre + spread)
+        low = centre - spread if self.hits else 0.0  # exactly, whatever the rounding
+        high = centre + spread if self.hits < self.n else 1.0
+        return low, high
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -73,8 +73,9 @@ def label_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
 def cross_entropy(
     states: Tensor,
     targets: Tensor,
-    project: Callable[[Tensor, Tensor | None], Tensor],
+    project: Callable[[Tensor, Tensor | None, Tensor | None], Tensor],
     *,
+    final: Tensor | None = None,
     vocab_size: int,
     vocabulary: LossVocabulary | None = None,
     num_items: Tensor | int | None = None,
@@ -82,9 +83,10 @@ def cross_entropy(
     """Mean cross-entropy in nats, never holding `[num_labels, V]` logits at once.
 
     Args:
-        states: `[num_labels, width]` what the head reads.
+        states: `[num_labels, d]` what the head reads.
         targets: `[num_labels]` token ids.
-        project: The head: states (and the words wanted, or `None` for all) to logits.
+        project: The head: states, final states and the words wanted (`None` for all) to logits.
+        final: `[num_labels, D]` what the head adds to, if anything.
         vocab_size: `V`, for sizing the chunks.
         vocabulary: Words that stand for the vocabulary; `None` for all of it.
         num_items: Divide the sum by this instead of by `num_labels` (gradient accumulation).
@@ -94,16 +96,18 @@ def cross_entropy(
         targets = vocabulary.positions(targets)
         vocab_size = len(vocabulary.words)
 
-    def chunk_loss(rows: Tensor, chunk_targets: Tensor) -> Tensor:
-        logits = project(rows, None if vocabulary is None else vocabulary.words).float()
+    def chunk_loss(rows: Tensor, chunk_final: Tensor | None, chunk_targets: Tensor) -> Tensor:
+        logits = project(rows, chunk_final, None if vocabulary is None else vocabulary.words).float()
         if vocabulary is not None:
             logits = logits + vocabulary.log_weights
         return F.cross_entropy(logits, chunk_targets, reduction="sum")
 
     rows_per_chunk = max(1, CHUNK_ELEMENTS // vocab_size)
     if len(targets) <= rows_per_chunk:
-        total = chunk_loss(states, targets)
+        total = chunk_loss(states, final, targets)
     else:
-        chunks = zip(states.split(rows_per_chunk), targets.split(rows_per_chunk), strict=True)
+        starts = range(0, len(targets), rows_per_chunk)
+        parts = [slice(start, start + rows_per_chunk) for start in starts]
+        chunks = [(states[part], None if final is None else final[part], targets[part]) for part in parts]
         total = torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
     return total / (len(targets) if num_items is None else num_items)

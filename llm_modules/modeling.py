@@ -184,7 +184,7 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
         is_prompt = embeddings = None
         if visibility == "prompt":
             is_prompt = resolve_prompt_mask(prompt_mask, labels, attention_mask, past=past, length=length)
-            embeddings = self.source.embed(input_ids).to(self.dtype)
+            embeddings = self._embed_response(input_ids)
             knowledge, visible = self._prompt_knowledge(input_ids, is_prompt, knowledge, past_key_values)
         else:
             knowledge = self._running_knowledge(input_ids, attention_mask, knowledge, past_key_values)
@@ -205,19 +205,24 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             predicts, targets = label_rows(labels)
             if not len(targets):
                 raise UserError("no position has a label after masking; check labels and max_length")
-            rows = self._head_states(states[predicts], None if final is None else final[predicts])
             loss = cross_entropy(
-                rows,
+                states[predicts],
                 targets,
                 self._project,
+                final=None if final is None else final[predicts],
                 vocab_size=self.config.vocab_size,
                 vocabulary=loss_vocabulary,
                 num_items=num_items_in_batch,
             )
             return CausalLMOutputWithPast(loss=loss)
         kept = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
-        rows = self._head_states(states[:, kept], None if final is None else final[:, kept])
-        return CausalLMOutputWithPast(logits=self._project(rows), past_key_values=past_key_values)
+        logits = self._project(states[:, kept], None if final is None else final[:, kept])
+        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+
+    def _embed_response(self, input_ids: Tensor) -> Tensor:
+        """Response tokens as the generator meets them, `[batch, length, d]`; each word is projected once."""
+        words, places = input_ids.unique(return_inverse=True)
+        return F.embedding(places, self.bridge.response_embedding(self.source.embed(words).to(self.dtype)))
 
     def _prompt_knowledge(
         self, input_ids: Tensor, is_prompt: Tensor, knowledge: Knowledge | None, cache: CombinedCache | None
@@ -278,16 +283,15 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             return final
         return F.pad(final, (0, 0, 0, length - final.shape[1])) * is_prompt[..., None]
 
-    def _head_states(self, states: Tensor, final: Tensor | None) -> Tensor:
-        """What the output matrix reads: `[..., D]` for the source's, `[..., d]` for a new one."""
+    def _project(self, rows: Tensor, final: Tensor | None = None, words: Tensor | None = None) -> Tensor:
+        """The head: generator's states `[..., d]`, and the source's final ones `[..., D]` to add to, to logits."""
         if self.config.head == "new":
-            return states
-        return self.head(states) if final is None else final + self.head(states)
-
-    def _project(self, rows: Tensor, words: Tensor | None = None) -> Tensor:
-        if self.config.head == "source":
-            return self.source.logits(rows, words)
-        return F.linear(rows, self.head.weight if words is None else self.head.weight[words])
+            return F.linear(rows, self.head.weight if words is None else self.head.weight[words])
+        if final is not None:
+            return self.source.logits(final + self.head(rows), words)
+        if words is not None and len(words) < rows.shape[0]:
+            return self.source.logits(rows, words, projection=self.head)
+        return self.source.logits(self.head(rows), words)
 
     def _check_length(self, length: int) -> None:
         limit = self._position_limit

@@ -247,10 +247,17 @@ class Source:
         """`[batch, length]` token ids to `[batch, length, D]` rows of the frozen embedding table."""
         return F.embedding(input_ids, self.embedding)
 
-    def logits(self, states: Tensor, words: Tensor | None = None) -> Tensor:
-        """Final states `[..., D]` to logits over the vocabulary, or over `words` `[num_words]` only."""
+    def logits(self, states: Tensor, words: Tensor | None = None, *, projection: nn.Linear | None = None) -> Tensor:
+        """Final states `[..., D]` to logits over the vocabulary, or over `words` `[num_words]` only.
+
+        With a `projection` from `d` to `D` the states are `[..., d]`, and it is the few words' matrix that goes through
+        the projection, once, instead of every state: the same logits for less.
+        """
         matrix = self.output_matrix if words is None else self.output_matrix[words]
         bias = self.output_bias if words is None or self.output_bias is None else self.output_bias[words]
+        if projection is not None:
+            bias = projection.bias @ matrix.T.to(projection.bias.dtype) + (0 if bias is None else bias)
+            matrix = matrix.to(projection.weight.dtype) @ projection.weight
         logits = F.linear(states.to(matrix.dtype), matrix, bias)
         config = self.config.get_text_config()
         if getattr(config, "logit_scale", None):  # Cohere

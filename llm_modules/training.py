@@ -378,6 +378,7 @@ def _arguments(settings: TrainingSettings, data: TrainingData, checkpoints: Path
         lr_scheduler_type=settings.lr_scheduler,
         max_grad_norm=settings.max_grad_norm,
         bf16=bf16,
+        use_cpu=not torch.accelerator.is_available(),  # said aloud, bfloat16 is allowed there
         seed=settings.seed,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=eval_steps,

@@ -3,6 +3,7 @@
 import math
 import operator
 import re
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -150,10 +151,19 @@ def test_equal_seeds_give_equal_problems(split) -> None:
     assert split(70, seed=3) != split(70, seed=4)
 
 
+def test_a_test_asks_all_kinds_equally() -> None:
+    assert set(Counter(problem.kind for problem in TASK.test(210, seed=0)).values()) == {30}
+
+
+def test_training_asks_hard_kinds_twice_as_often() -> None:
+    counts = Counter(problem.kind for problem in TASK.train(200, seed=0))
+    assert counts["division"] == counts["gcd"] == counts["product"] == 40
+    assert {counts[kind] for kind in ("sum", "difference", "comparison", "two-step")} == {20}
+
+
 @pytest.mark.parametrize("split", [TASK.train, TASK.test])
-def test_kinds_come_in_equal_shares_and_no_question_twice(split) -> None:
+def test_no_question_comes_twice(split) -> None:
     problems = split(210, seed=0)
-    assert {kind: sum(p.kind == kind for p in problems) for kind in TASK.kinds} == dict.fromkeys(TASK.kinds, 30)
     assert len({problem.question for problem in problems}) == len(problems)
 
 

@@ -186,7 +186,7 @@ def rows(number=40, seed=0):
     draw = torch.Generator().manual_seed(seed)
     states, matrix = torch.randn(number, 16, generator=draw), torch.randn(VOCAB, 16, generator=draw)
     targets = torch.randint(3, 20, (number,), generator=draw)
-    project = lambda rows, words: rows @ (matrix if words is None else matrix[words]).T  # noqa: E731
+    project = lambda rows, final, words: rows @ (matrix if words is None else matrix[words]).T  # noqa: E731
     return states, targets, project
 
 
@@ -202,11 +202,11 @@ def test_loss_over_all_words_is_the_full_loss_exactly():
 
 def test_sampled_partition_function_is_right_on_average():
     states, targets, project = rows()
-    full = project(states, None).exp().sum(-1)
+    full = project(states, None, None).exp().sum(-1)
     draw, estimates = torch.Generator().manual_seed(3), []
     for _ in range(2000):
         vocabulary = LossVocabulary.sample(targets.unique(), num_random=12, vocab_size=VOCAB, generator=draw)
-        estimates.append((project(states, vocabulary.words) + vocabulary.log_weights).exp().sum(-1))
+        estimates.append((project(states, None, vocabulary.words) + vocabulary.log_weights).exp().sum(-1))
     assert (torch.stack(estimates).mean(0) / full - 1).abs().mean() < 0.02
 
 
@@ -472,6 +472,25 @@ def test_loss_falls_in_training(tmp_path):
 def test_share_of_an_epoch_trains_as_many_steps(tmp_path):
     trainer = fit(tiny_pair(), data_of(10), settings_of(tmp_path, num_epochs=1.4), tokenizer=TOKENIZER)
     assert trainer.state.global_step == 7
+
+
+def test_one_example_in_a_larger_batch_trains(tmp_path):
+    data = TrainingData(examples(1), [])
+    trainer = fit(tiny_pair(), data, settings_of(tmp_path, batch_size=8, num_epochs=3), tokenizer=TOKENIZER)
+    assert trainer.state.global_step == 3
+
+
+@pytest.mark.parametrize("choices", [{"visibility": "prompt", "head": "new"}, {"visibility": "causal"}])
+def test_bfloat16_trains_with_weights_kept_in_float32(tmp_path, choices):
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        model = tiny_pair(**choices)
+        settings = settings_of(tmp_path / precision, precision=precision, sampled_words=9)
+        torch.manual_seed(0)
+        found[precision] = list(losses_of(fit(model, data_of(), settings, tokenizer=TOKENIZER)).values())
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.1)
+    assert found["bfloat16"] != found["float32"]
 
 
 def test_tensorboard_files_are_written_when_asked_for(tmp_path):

@@ -6,9 +6,9 @@ the seed. Training never writes a held-out pair, neither in a question nor withi
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 
 from llm_modules.tasks import stratos
 from llm_modules.tasks.base import Problem, Verdict
@@ -206,6 +206,12 @@ _DRAWS: dict[str, Callable[[random.Random], _Exercise]] = {
     "comparison": _draw_comparison,
     "two-step": _draw_two_steps,
 }
+_TRAINED_KINDS = (
+    *("sum", "difference", "comparison", "two-step"),
+    *("division", "gcd", "product", "division", "gcd", "product"),
+)
+"""What training draws in turn: twice as often where the working is longest and errors are most."""
+
 _MAX_DRAWS_PER_PROBLEM = 20_000
 """Gives up on a kind whose supply is exhausted; the rarest test problem takes about a hundred draws."""
 
@@ -222,19 +228,25 @@ PAPER_QUESTIONS = (
 5 + 5 is one of the digit facts that longer sums are worked with."""
 
 
+NUM_TRAIN, NUM_TEST = 6000, 200
+"""How many problems make a training set and a fair test, where nothing else is said."""
+
+
 class Arithmetic:
     """Sums, differences, products, divisions, greatest common divisors, comparisons and two steps in a row."""
 
     name = "arithmetic"
     kinds = tuple(_DRAWS)
 
-    def train(self, num_examples: int, *, seed: int) -> list[Problem]:
-        """Return different training problems, the kinds in equal shares and random order."""
-        return self._problems(num_examples, random.Random(f"train {seed}"), lambda exercise: exercise.is_for_training)
+    def train(self, num_examples: int | None = None, *, seed: int) -> list[Problem]:
+        """Return different training problems in random order, the hard kinds twice as often as the easy ones."""
+        rng = random.Random(f"train {seed}")
+        return self._problems(num_examples or NUM_TRAIN, _TRAINED_KINDS, rng, lambda drawn: drawn.is_for_training)
 
-    def test(self, num_examples: int, *, seed: int) -> list[Problem]:
+    def test(self, num_examples: int | None = None, *, seed: int) -> list[Problem]:
         """Return different problems all of whose operand pairs are held out, the kinds in equal shares."""
-        return self._problems(num_examples, random.Random(f"test {seed}"), lambda exercise: exercise.is_for_testing)
+        rng = random.Random(f"test {seed}")
+        return self._problems(num_examples or NUM_TEST, self.kinds, rng, lambda drawn: drawn.is_for_testing)
 
     def few_shot_prompt(self, problem: Problem, num_examples: int, *, seed: int) -> list[dict[str, str]] | str:
         """Worked training problems of the same kind as earlier turns, then the question."""
@@ -249,12 +261,14 @@ class Arithmetic:
         said = _read_answer(problem, text if solution is None else solution)
         return Verdict(correct=said == problem.answer, form=stratos.has_form(text))
 
-    def _problems(self, num_examples: int, rng: random.Random, is_wanted: Callable[[_Exercise], bool]) -> list[Problem]:
+    @staticmethod
+    def _problems(
+        num_examples: int, kinds: Sequence[str], rng: random.Random, is_wanted: Callable[[_Exercise], bool]
+    ) -> list[Problem]:
         """Draw until `num_examples` different wanted problems are found, one kind after the other, then shuffle."""
-        kinds = [self.kinds[i % len(self.kinds)] for i in range(num_examples)]
         seen: set[str] = set()
         problems = []
-        for kind in kinds:
+        for kind in islice(cycle(kinds), num_examples):
             for _ in range(_MAX_DRAWS_PER_PROBLEM):
                 exercise = _DRAWS[kind](rng)
                 if is_wanted(exercise) and exercise.question not in seen:

@@ -90,7 +90,7 @@ WORDINGS = {
             "What continent is {subject} located in?",
             "On which continent does {subject} lie?",
         ),
-        "{Subject} is a country on the continent of {answer}.",
+        "The country of {subject} is on the continent of {answer}.",
     ),
     "currency": Wording(
         (
@@ -98,7 +98,7 @@ WORDINGS = {
             "Which currency is used in {subject}?",
             "What do people in {subject} pay with?",
         ),
-        "{Subject} uses the {answer}.",
+        "In {subject} people pay with the {answer}.",
     ),
     "symbol": Wording(
         (
@@ -106,7 +106,7 @@ WORDINGS = {
             "What is the symbol for the element {subject}?",
             "How is {subject} written in a chemical formula?",
         ),
-        "{Subject} (symbol: {answer}) is a chemical element.",
+        "The element {subject} (symbol: {answer}).",
     ),
     "number": Wording(
         (
@@ -114,7 +114,7 @@ WORDINGS = {
             "Which atomic number does {subject} have?",
             "How many protons does an atom of {subject} have?",
         ),
-        "{Subject} (atomic number: {answer}) is a chemical element.",
+        "An atom of {subject} (atomic number: {answer}).",
     ),
 }
 

