@@ -2,9 +2,10 @@
 
 Names are imported when they are first asked for, so that `llm-modules --help` does not wait for torch. The combined
 model is registered with transformers' `AutoConfig` and `AutoModelForCausalLM` by
-`from llm_modules import CombinedModel`.
+`from llm_modules import CombinedModel`, and by `import llm_modules` if transformers is there already.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -48,3 +49,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
+
+
+if "transformers" in sys.modules:
+    import_module(f"{__name__}.modeling")

@@ -1,13 +1,17 @@
 """Let the source read a training set once, before training, instead of once per epoch."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
+from transformers import DynamicCache
 
+from llm_modules.data.dataset import common_prefix
 from llm_modules.data.templates import Example
 from llm_modules.modeling import CombinedModel
 
@@ -21,7 +25,7 @@ def knowledge_bytes(model: CombinedModel, examples: Sequence[Example]) -> int:
 
 
 def with_knowledge(model: CombinedModel, examples: Sequence[Example], *, label: str = "reading") -> list[Example]:
-    """The same examples with their knowledge, read once by the frozen source; equal texts are read once.
+    """The same examples with their knowledge, read by the frozen source: equal texts once, a shared beginning once.
 
     With `prompt` visibility the source reads the prompt only, else prompt and response.
 
@@ -31,18 +35,27 @@ def with_knowledge(model: CombinedModel, examples: Sequence[Example], *, label: 
         label: What the progress bar calls it.
     """
     texts = sorted({tuple(_read_ids(model, example)) for example in examples}, key=len)
+    source, shared = model.source, common_prefix(texts) if len(texts) > 1 else 0
+    read = partial(source.read, taps=model.config.taps)
+    prefix_states, prefix_cache = None, None
+    if shared:
+        prefix_cache = DynamicCache(config=source.config)
+        prefix = torch.tensor([texts[0][:shared]], device=source.device)
+        prefix_states = read(prefix, attention_mask=torch.ones_like(prefix), cache=prefix_cache)[0].cpu()
     states: dict[tuple[int, ...], Tensor] = {}
-    with tqdm(total=sum(map(len, texts)), desc=label, unit=" tokens", unit_scale=True) as progress:
+    with tqdm(total=sum(len(text) - shared for text in texts), desc=label, unit=" tokens", unit_scale=True) as progress:
         for batch in _batches(texts):
-            ids = [torch.tensor(text) for text in batch]
-            padded = pad_sequence(ids, batch_first=True)
-            mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-            read = model.source.read(
-                padded.to(model.source.device), attention_mask=mask.to(model.source.device), taps=model.config.taps
-            ).cpu()
-            for text, row in zip(batch, read, strict=True):
-                states[text] = row[: len(text)].clone()  # a view would keep the whole batch
-            progress.update(sum(map(len, batch)))
+            rows = [torch.tensor(text) for text in batch]
+            ids = pad_sequence(rows, batch_first=True).to(source.device)
+            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(source.device)
+            cache = copy.deepcopy(prefix_cache)
+            if cache is not None:
+                cache.batch_repeat_interleave(len(batch))
+            found = read(ids[:, shared:], attention_mask=mask, cache=cache).cpu()
+            for text, row in zip(batch, found, strict=True):
+                own = row[: len(text) - shared].clone()  # a view would keep the whole batch
+                states[text] = own if prefix_states is None else torch.cat([prefix_states, own])
+            progress.update(sum(len(text) - shared for text in batch))
     return [replace(example, knowledge=states[tuple(_read_ids(model, example))]) for example in examples]
 
 

@@ -51,6 +51,18 @@ def test_padded_batches_read_what_single_texts_read_in_the_order_given(visibilit
         torch.testing.assert_close(after.knowledge, alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("taps", [TAPS, [0, 1]])
+def test_a_shared_beginning_is_read_once(taps, rows_read):
+    model = tiny_pair(visibility="causal", taps=taps, start="published")
+    given = [Example([7, 8, 9, 10, *example.prompt_ids], example.response_ids) for example in examples()]
+    seen = rows_read(model)
+    found = with_knowledge(model, given)
+    assert seen[0][0] == 1 and seen[0][1] >= 4
+    for before, after in zip(given, found, strict=True):
+        alone = model.read(torch.tensor([before.input_ids])).states[0]
+        torch.testing.assert_close(after.knowledge, alone, atol=1e-5, rtol=1e-5)
+
+
 def test_batches_hold_no_more_tokens_than_allowed(monkeypatch, rows_read):
     monkeypatch.setattr(features, "READ_TOKENS", 24)
     model = tiny_pair(visibility="causal")
@@ -74,7 +86,7 @@ def test_response_is_part_of_the_text_unless_visibility_is_prompt(rows_read):
     model = tiny_pair(visibility="causal")
     seen = rows_read(model)
     with_knowledge(model, [Example([5, 6], [7]), Example([5, 6], [10])])
-    assert sum(rows for rows, _ in seen) == 2
+    assert seen == [(1, 2), (2, 1)]  # the shared prompt, then both responses
 
 
 @pytest.mark.parametrize("visibility", ["prompt", "causal"])

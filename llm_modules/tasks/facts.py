@@ -114,7 +114,7 @@ WORDINGS = {
             "Which atomic number does {subject} have?",
             "How many protons does an atom of {subject} have?",
         ),
-        "An atom of {subject} (atomic number: {answer}).",
+        "An atom of {subject} has the atomic number {answer}.",
     ),
 }
 

@@ -1,0 +1,1 @@
+"""Measurements that the docs cite; see `benchmarks.run`."""
