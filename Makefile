@@ -38,7 +38,7 @@ demo: $(STAMP) ## train a pair on each built-in task and compare it with its hal
 test: $(STAMP) ## run the fast tests
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(STAMP) ## run the tests that train for longer
+test-slow: $(STAMP) ## run the demo at full size and hold it to its bars (half an hour)
 	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP) ## check style, format and types

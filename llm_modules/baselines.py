@@ -87,7 +87,7 @@ class GeneratorAlone(nn.Module):
         """As transformers' `generate`."""
         return self.model.generate(*args, **kwargs)
 
-    def _project(self, rows: Tensor, final: None = None, words: Tensor | None = None) -> Tensor:
+    def _project(self, rows: Tensor, final: Tensor | None = None, words: Tensor | None = None) -> Tensor:
         matrix = self.model.get_output_embeddings().weight
         return F.linear(rows, matrix if words is None else matrix[words])
 

@@ -210,7 +210,7 @@ ALONE_LEARNING_RATE = {"facts": 3e-3}
 FEW_SHOT = {"arithmetic": 3, "facts": 8}
 
 
-def measure_speed(source: Source, pairs: dict[str, CombinedModel], *, repeats: int = SPEED_REPEATS) -> dict:
+def measure_speed(source: Source, pairs: dict[str, CombinedModel], *, repeats: int | None = None) -> dict:
     """Tokens per second of one answer, source and pairs in turn; medians, lowest and highest.
 
     All write exactly `SPEED_TOKENS` tokens, greedily, by transformers' `generate`, with the same threads and dtype.
@@ -219,6 +219,7 @@ def measure_speed(source: Source, pairs: dict[str, CombinedModel], *, repeats: i
     ids = torch.tensor([prompt])
     kwargs = {"do_sample": False, "min_new_tokens": SPEED_TOKENS, "max_new_tokens": SPEED_TOKENS}
     models: list[tuple[str, Any]] = [("source", source.model), *pairs.items()]
+    repeats = repeats or SPEED_REPEATS
     runs: dict[str, list[float]] = {name: [] for name in ("source", *pairs)}
     for _ in range(repeats):
         for name, model in models:

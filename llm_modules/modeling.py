@@ -222,7 +222,9 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
     def _embed_response(self, input_ids: Tensor) -> Tensor:
         """Response tokens as the generator meets them, `[batch, length, d]`; each word is projected once."""
         words, places = input_ids.unique(return_inverse=True)
-        return F.embedding(places, self.bridge.response_embedding(self.source.embed(words).to(self.dtype)))
+        enter = self.bridge.response_embedding
+        assert enter is not None  # noqa: S101 - `prompt` visibility has one
+        return F.embedding(places, enter(self.source.embed(words).to(self.dtype)))
 
     def _prompt_knowledge(
         self, input_ids: Tensor, is_prompt: Tensor, knowledge: Knowledge | None, cache: CombinedCache | None

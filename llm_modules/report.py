@@ -181,6 +181,11 @@ def _kinds_table(results: Results) -> Table:
     return Table("Arithmetic: exact match per kind of problem", header, rows)
 
 
+def _asked(everyone: int, zeroed: int) -> str:
+    """How many questions; in parentheses those of the zeroed pair, where it is asked fewer."""
+    return str(everyone) if everyone == zeroed else f"{everyone} ({zeroed})"
+
+
 def _facts_table(results: Results) -> Table:
     zeroed, chance = results["facts_controls"]["pair-zeroed"], results["facts_controls"]["chance"]
     scores = [*results["facts"], zeroed]
@@ -189,7 +194,7 @@ def _facts_table(results: Results) -> Table:
             Cell(relation),
             *(_accuracy(score["exact_match"][relation], score["interval"][relation]) for score in scores),
             Cell(f"{chance[relation]:.1%}"),
-            Cell(str(zeroed["n"][relation])),
+            Cell(_asked(results["facts"][0]["n"][relation], zeroed["n"][relation])),
         ]
         for relation in zeroed["exact_match"]
     ]

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     Cache,
@@ -20,11 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llm_modules.default_source import built_in_source, converted_gguf, is_built_in
 from llm_modules.errors import UserError
-from llm_modules.fingerprint import fingerprint_folder, fingerprint_model, stored_tensors, weight_files
-
-MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+from llm_modules.fingerprint import fingerprint_folder, fingerprint_model, weight_files
+from llm_modules.source_files import hub_commit, resolve_folder, source_identity, stored_folder, stored_tables
 
 
 class _DeepEnoughError(Exception):
@@ -88,9 +84,9 @@ class Source:
         if isinstance(source, PreTrainedConfig):
             return cls._from_model(AutoModelForCausalLM.from_config(source, dtype=dtype))
         if isinstance(source, PreTrainedModel):
-            folder = _stored_folder(source)
-            source_id = _identity(source.name_or_path) if folder else None
-            return cls._from_model(source, source_id=source_id, revision=_commit(folder), folder=folder)
+            folder = stored_folder(source)
+            source_id = source_identity(source.name_or_path) if folder else None
+            return cls._from_model(source, source_id=source_id, revision=hub_commit(folder), folder=folder)
         return cls.load(source, revision=revision, dtype=dtype)
 
     @classmethod
@@ -115,12 +111,12 @@ class Source:
         """
         folder = resolve_folder(source, revision)
         stored: dict[str, Any] = {
-            "source_id": _identity(source),
-            "revision": revision and _commit(folder),
+            "source_id": source_identity(source),
+            "revision": revision and hub_commit(folder),
             "folder": folder,
         }
         if tables_only:
-            config, tables = _stored_tables(folder, dtype)
+            config, tables = stored_tables(folder, dtype)
             return cls(config, **tables, **stored)
         weight_files(folder)
         try:
@@ -275,99 +271,3 @@ SourceLike: TypeAlias = str | Path | PreTrainedModel | PreTrainedConfig | Source
 def positions(attention_mask: Tensor) -> Tensor:
     """Position of each token among its row's real tokens: `[batch, length]`, 0 on left padding."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def resolve_folder(source: str | Path, revision: str | None = None) -> Path:
-    """The local folder that holds a source's weights, fetched or converted first where needed.
-
-    Raises:
-        UserError: If there is no such folder, file, built-in name or reachable hub id.
-    """
-    if is_built_in(str(source)):
-        return built_in_source(str(source))
-    path = Path(source).expanduser()
-    if path.suffix == ".gguf":
-        return converted_gguf(path)
-    if path.is_dir():
-        return path
-    if path.exists() or path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1:
-        raise UserError(f"source={str(source)!r} is no folder and no .gguf file; give a model folder or a hub id")
-    try:
-        # top-level files only: some repositories keep other formats in sub-folders
-        found = snapshot_download(str(source), revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=["*/*"])
-    except Exception as error:  # the hub client raises errors of several libraries
-        raise UserError(
-            f"source={str(source)!r} is no local folder and could not be fetched from the hub "
-            f"({type(error).__name__}); offline, fetch it where there is a network (`hf download {source}`) and give "
-            "the folder, or use source='default', which needs no hub"
-        ) from error
-    return Path(found)
-
-
-def _stored_tables(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedConfig, dict[str, Any]]:
-    """Configuration, embedding table, output matrix and bias of a stored model, without loading its body."""
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}/config.json cannot be read ({error}); fetch or save it again") from error
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
-    names = {id(parameter): name for name, parameter in skeleton.named_parameters()}
-    head, table = skeleton.get_output_embeddings(), skeleton.get_input_embeddings()
-    wanted = {
-        "embedding": names[id(table.weight)],
-        "output_matrix": names[id(head.weight)],
-        "output_bias": names.get(id(getattr(head, "bias", None))),
-    }
-    found: dict[str, Any] = dict.fromkeys(wanted)
-    body_prefix = f"{skeleton.base_model_prefix}."  # some checkpoints name the body's weights without it
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as stored:
-            held = set(stored.keys())
-            for role, name in wanted.items():
-                for stored_name in {name, name and name.removeprefix(body_prefix)} & held:
-                    found[role] = stored.get_tensor(stored_name).to(dtype)
-    if found["output_matrix"] is None and config.get_text_config().tie_word_embeddings:
-        found["output_matrix"] = found["embedding"]  # stored once
-    for role, name in wanted.items():
-        if name is not None and found[role] is None:
-            raise UserError(f"{folder} lacks its {role.replace('_', ' ')} ({name}); fetch or save it again")
-    return config, found
-
-
-def _stored_folder(model: PreTrainedModel) -> Path | None:
-    """Folder of a loaded model's stored weights, if they are still what the model holds."""
-    name = model.name_or_path
-    if not name:
-        return None
-    folder = Path(name)
-    if not folder.is_dir():
-        try:
-            folder = Path(
-                snapshot_download(name, revision=getattr(model.config, "_commit_hash", None), local_files_only=True)
-            )
-        except Exception:  # noqa: BLE001 - not in the hub's cache: a model that lives in memory only
-            return None
-    if not list(folder.glob("*.safetensors")):
-        return None
-    held = model.state_dict()
-    unseen = held.keys() - set(model.all_tied_weights_keys)
-    for stored_name, stored in stored_tensors(weight_files(folder)):
-        name = stored_name if stored_name in held else f"{model.base_model_prefix}.{stored_name}"
-        if name not in held:
-            continue  # a buffer of older versions
-        if not torch.equal(held[name].cpu(), stored.to(held[name].dtype)):
-            return None
-        unseen.discard(name)
-    return None if unseen else folder
-
-
-def _identity(source: str | Path) -> str:
-    """What a model saves as its source's id: a path in full, so that it holds from any working folder."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() and not is_built_in(str(source)) else str(source)
-
-
-def _commit(folder: Path | None) -> str | None:
-    """The hub's commit, which names the snapshot folder; `None` for any other folder."""
-    return folder.name if folder is not None and folder.parent.name == "snapshots" else None

@@ -2,158 +2,36 @@
 
 import math
 import shlex
-import signal
-import sys
-import threading
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
-from types import FrameType
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch import Tensor
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
 from transformers.integrations import is_tensorboard_available
 
-from llm_modules.data.dataset import Collator, LengthGroupedBatches, LossOn, padding_id, prepare, split
+from llm_modules.data.dataset import Collator, LossOn, padding_id, prepare, split
 from llm_modules.data.records import read_conversations
 from llm_modules.data.templates import Example, with_template
 from llm_modules.errors import UserError
 from llm_modules.features import knowledge_bytes, with_knowledge
 from llm_modules.files import write_text
-from llm_modules.fingerprint import COMBINED_CHOICES
-from llm_modules.knowledge import Knowledge
-from llm_modules.loss import LossVocabulary
 from llm_modules.modeling import CombinedModel
-from llm_modules.optimizer import build_optimizer
 from llm_modules.plots import loss_figure, save_figure
 from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings
-from llm_modules.storage import verify_weights
 from llm_modules.tasks import get_task
+from llm_modules.trainer import CombinedTrainer, StopOnInterrupt
 
 MAX_KNOWLEDGE_BYTES = 2 * 2**30  # knowledge of a larger training set is read in every step instead of kept
-
-
-class CombinedTrainer(Trainer):
-    """A Trainer with two learning rates, knowledge read before, and a loss over part of the vocabulary if asked.
-
-    Args:
-        settings: Learning rates and loss vocabulary.
-        trained_words: `[n]` token ids that occur in the training labels; needed for `sampled_words`.
-        **kwargs: As for `Trainer`.
-    """
-
-    def __init__(self, *, settings: TrainingSettings, trained_words: Any = None, **kwargs):
-        super().__init__(**kwargs)
-        self._loss_shifts_labels = True  # so the first token of a row is not counted as a label
-        self.settings = settings
-        self.trained_words = trained_words
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """An optimizer with a learning rate for the generator and one for all that joins it to the source."""
-        if self.optimizer is None:  # type: ignore[has-type]
-            model = self.model if model is None else model
-            _, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
-            decayed = set(self.get_decay_parameter_names(model))
-            self.optimizer = build_optimizer(model, self.settings, decayed=decayed, **kwargs)
-        return self.optimizer
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's own loss, over the sampled vocabulary while training."""
-        inputs = dict(inputs)
-        if "knowledge_states" in inputs:
-            inputs["knowledge"] = Knowledge(inputs.pop("knowledge_states"), inputs.pop("knowledge_mask"))
-        if model.training and self.settings.sampled_words is not None:
-            # drawn from seed and step, so that a resumed run draws the same
-            generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
-            inputs["loss_vocabulary"] = LossVocabulary.sample(
-                self.trained_words,
-                num_random=self.settings.sampled_words,
-                vocab_size=self.model.config.vocab_size,
-                generator=generator,
-            )
-        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
-
-    def restore_finished(self, checkpoint: Path, *, total_steps: int) -> bool:
-        """Load a checkpoint if all steps are behind it; transformers would take one more."""
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step < total_steps:
-            return False
-        self.state = state
-        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            checkpoint = checkpoint.with_name(Path(state.best_model_checkpoint).name)
-        self._load_from_checkpoint(str(checkpoint))
-        return True
-
-    def _get_train_sampler(self, train_dataset=None) -> Sampler:
-        examples = self.train_dataset if train_dataset is None else train_dataset
-        return LengthGroupedBatches(
-            [len(example) for example in examples], batch_size=self.args.train_batch_size, seed=self.args.seed
-        )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        if isinstance(self.model, CombinedModel):
-            saved = type(self.model.config).from_pretrained(resume_from_checkpoint)
-            verify_weights(Path(resume_from_checkpoint), saved)
-            before, now = saved.to_dict(), self.model.config.to_dict()
-            for name in (*COMBINED_CHOICES, "num_bridge_layers", "d_adapter"):
-                if before[name] != now[name]:  # loading takes what fits and would be silent about the rest
-                    raise UserError(
-                        f"{resume_from_checkpoint} was trained with {name}={before[name]}, now it is {now[name]}; "
-                        "resume with the settings that the run began with, or choose another output_dir"
-                    )
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        except (RuntimeError, ValueError, EOFError, OSError, UnpicklingError) as error:
-            raise UserError(
-                f"the optimizer in {checkpoint} cannot be read ({error}); remove this checkpoint to resume from the "
-                "one before"
-            ) from error
-
-
-class StopOnInterrupt(TrainerCallback):
-    """On Ctrl-C finish the step, keep a checkpoint and stop; a second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.interrupted = False
-        self._previous = signal.getsignal(signal.SIGINT)
-
-    def on_train_begin(self, args, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Listen."""
-        if threading.current_thread() is threading.main_thread():  # no other may
-            signal.signal(signal.SIGINT, self._interrupt)
-
-    def listen_no_longer(self) -> None:
-        """Leave Ctrl-C to whom it was before."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._previous)
-
-    def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Save and stop, if asked."""
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
-
-    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        self.interrupted = True
-        signal.signal(signal.SIGINT, self._previous)
-        print("\nstopping after this step, with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
 
 
 @dataclass

@@ -39,7 +39,7 @@ def write(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_new_tokens: int,
-    batch_size: int = 64,
+    batch_size: int = 128,
     prefix: Sequence[int] = (),
     label: str = "writing",
     **generate_kwargs,

@@ -11,6 +11,7 @@ from llm_modules.errors import UserError
 from llm_modules.files import cache_folder
 
 logging.set_verbosity_error()
+torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 
 # every dimension differs, so that a transposed tensor cannot hide
 D_SOURCE, D_GENERATOR, VOCAB, SOURCE_LAYERS = 24, 16, 67, 3

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from llm_modules import CombinedModel, UserError, training
+from llm_modules import CombinedModel, UserError, trainer, training
 from llm_modules.data.dataset import Collator
 from llm_modules.data.templates import Example, with_template
 from llm_modules.loss import LossVocabulary, cross_entropy
 from llm_modules.settings import DataSettings, Settings, TrainingSettings, load_settings
+from llm_modules.trainer import CombinedTrainer
 from llm_modules.training import (
-    CombinedTrainer,
     TrainingData,
     claim_output,
     fit,
@@ -148,9 +148,7 @@ def test_both_rates_warm_up_and_decay(tmp_path):
 @pytest.mark.parametrize("loss_on", ["response", "all"])
 def test_accumulated_gradients_update_as_the_big_batch_does(tmp_path, sampled_words, loss_on, monkeypatch):
     # plain descent: AdamW makes full steps of the rounding errors in gradients that are zero
-    monkeypatch.setattr(
-        training, "build_optimizer", lambda model, *_, **__: torch.optim.SGD(model.parameters(), lr=0.1)
-    )
+    monkeypatch.setattr(trainer, "build_optimizer", lambda model, *_, **__: torch.optim.SGD(model.parameters(), lr=0.1))
     updated = []
     for name, batch_size, accumulated in (("whole", 6, 1), ("parts", 2, 3)):
         model = tiny_pair(generator=tiny_generator_config(embed_dropout=0.0, resid_dropout=0.0, attention_dropout=0.0))
