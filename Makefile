@@ -36,7 +36,7 @@ demo: $(STAMP) ## train a pair on each built-in task and compare it with its hal
 	$(BIN)/llm-modules demo
 
 test: $(STAMP) ## run the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest
 
 test-slow: $(STAMP) ## run the demo at full size and hold it to its bars (half an hour)
 	$(BIN)/python -m pytest -m slow

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from llm_modules import Source
-from llm_modules.demo import measure_speed
 from llm_modules.settings import load_settings
+from llm_modules.speed import measure_speed
 from llm_modules.training import build_model
 
 RECIPES = Path(__file__).parents[1] / "recipes"

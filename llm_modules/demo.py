@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -19,16 +18,17 @@ from transformers import PreTrainedTokenizerBase
 
 from llm_modules.baselines import GeneratorAlone
 from llm_modules.controls import with_zeroed_knowledge
-from llm_modules.data.dataset import common_prefix
 from llm_modules.data.templates import encode_prompt, with_template
 from llm_modules.errors import UserError
 from llm_modules.evaluation import Evaluation, Score, evaluate, judge
 from llm_modules.files import write_text
 from llm_modules.modeling import CombinedModel
 from llm_modules.plots import accuracy_figure, loss_figure, save_figure
+from llm_modules.prefix import common_prefix
 from llm_modules.report import summary, write_report
 from llm_modules.settings import Settings, load_settings
 from llm_modules.source import Source
+from llm_modules.speed import measure_speed
 from llm_modules.tasks import Problem, Task, get_task
 from llm_modules.tasks.arithmetic import PAPER_QUESTIONS
 from llm_modules.training import build_model, fit, load_data
@@ -41,7 +41,7 @@ NUM_PROBLEMS = {"arithmetic": 200, "facts": None}  # None: all held-out subjects
 NUM_ZEROED = 150  # enough to see chance
 NUM_EXAMPLES_SHOWN = 8
 MAX_NEW_TOKENS = {"arithmetic": 144, "facts": 24}
-SPEED_TOKENS, SPEED_REPEATS = 128, 3
+SPEED = {"new_tokens": 128, "repeats": 3}
 
 
 @dataclass
@@ -93,7 +93,7 @@ def run_demo(output: Path) -> dict:
     causal = facts.pair
     arithmetic = contest("arithmetic", source, output, watch)
     with watch.stage("timing: one answer of 128 tokens"):
-        speed = measure_speed(source, {"prompt": arithmetic.pair, "causal": causal})
+        speed = measure_speed(source, {"prompt": arithmetic.pair, "causal": causal}, **SPEED)
     results = {
         "minutes": (time.perf_counter() - start) / 60,
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -208,31 +208,6 @@ def _encode_either(prompt: list[dict[str, str]] | str, tokenizer: PreTrainedToke
 # Learning rate of the generator alone where the pair's does not suit it: best of three on training subjects kept apart.
 ALONE_LEARNING_RATE = {"facts": 3e-3}
 FEW_SHOT = {"arithmetic": 3, "facts": 8}
-
-
-def measure_speed(source: Source, pairs: dict[str, CombinedModel], *, repeats: int | None = None) -> dict:
-    """Tokens per second of one answer, source and pairs in turn; medians, lowest and highest.
-
-    All write exactly `SPEED_TOKENS` tokens, greedily, by transformers' `generate`, with the same threads and dtype.
-    """
-    prompt = encode_prompt([{"role": "user", "content": "Find the sum of 5 and 5."}], source.tokenizer)
-    ids = torch.tensor([prompt])
-    kwargs = {"do_sample": False, "min_new_tokens": SPEED_TOKENS, "max_new_tokens": SPEED_TOKENS}
-    models: list[tuple[str, Any]] = [("source", source.model), *pairs.items()]
-    repeats = repeats or SPEED_REPEATS
-    runs: dict[str, list[float]] = {name: [] for name in ("source", *pairs)}
-    for _ in range(repeats):
-        for name, model in models:
-            start = time.perf_counter()
-            model.generate(ids, attention_mask=torch.ones_like(ids), **kwargs)
-            runs[name].append(SPEED_TOKENS / (time.perf_counter() - start))
-            print(f"  {name}: {runs[name][-1]:.1f} tokens/s", flush=True)
-    return {
-        **{name: statistics.median(values) for name, values in runs.items()},
-        "new_tokens": SPEED_TOKENS,
-        "repeats": repeats,
-        "spread": {name: [min(values), max(values)] for name, values in runs.items()},
-    }
 
 
 def _fit(model, data, settings: Settings, output: Path, tokenizer) -> list[dict]:

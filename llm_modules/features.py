@@ -1,6 +1,5 @@
 """Let the source read a training set once, before training, instead of once per epoch."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,9 +10,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
-from llm_modules.data.dataset import common_prefix
 from llm_modules.data.templates import Example
 from llm_modules.modeling import CombinedModel
+from llm_modules.prefix import common_prefix, repeated
 
 READ_TOKENS = 2048  # tokens read at once: past this a CPU gains nothing and memory grows
 
@@ -48,9 +47,7 @@ def with_knowledge(model: CombinedModel, examples: Sequence[Example], *, label: 
             rows = [torch.tensor(text) for text in batch]
             ids = pad_sequence(rows, batch_first=True).to(source.device)
             mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(source.device)
-            cache = copy.deepcopy(prefix_cache)
-            if cache is not None:
-                cache.batch_repeat_interleave(len(batch))
+            cache = None if prefix_cache is None else repeated(prefix_cache, len(batch))
             found = read(ids[:, shared:], attention_mask=mask, cache=cache).cpu()
             for text, row in zip(batch, found, strict=True):
                 own = row[: len(text) - shared].clone()  # a view would keep the whole batch

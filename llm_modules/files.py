@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llm_modules.errors import UserError
@@ -51,8 +51,9 @@ def written_beside(folder: Path) -> Iterator[Path]:
         yield beside
         beside.chmod(0o755)  # mkdtemp makes it private
         if not folder.exists():
-            beside.rename(folder)
-            return
+            with suppress(OSError):  # another process was first
+                beside.rename(folder)
+                return
         for stale in folder.glob("model*.safetensors*"):  # shards of a larger model that was here before
             if not (beside / stale.name).exists():
                 stale.unlink()

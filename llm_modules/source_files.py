@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from llm_modules.default_source import built_in_source, converted_gguf, is_built_in
 from llm_modules.errors import UserError
 from llm_modules.fingerprint import stored_tensors, weight_files
+from llm_modules.hub import fetch
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -30,16 +31,14 @@ def resolve_folder(source: str | Path, revision: str | None = None) -> Path:
         return path
     if path.exists() or path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1:
         raise UserError(f"source={str(source)!r} is no folder and no .gguf file; give a model folder or a hub id")
-    try:
-        # top-level files only: some repositories keep other formats in sub-folders
-        found = snapshot_download(str(source), revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=["*/*"])
-    except Exception as error:  # the hub client raises errors of several libraries
-        raise UserError(
-            f"source={str(source)!r} is no local folder and could not be fetched from the hub "
-            f"({type(error).__name__}); offline, fetch it where there is a network (`hf download {source}`) and give "
-            "the folder, or use source='default', which needs no hub"
-        ) from error
-    return Path(found)
+    # top-level files only: some repositories keep other formats in sub-folders
+    return fetch(
+        str(source),
+        revision=revision,
+        otherwise="give the folder, or use source='default', which needs no hub",
+        allow_patterns=MODEL_FILES,
+        ignore_patterns=["*/*"],
+    )
 
 
 def stored_tables(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedConfig, dict[str, Any]]:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_modules.card import model_card
@@ -12,6 +11,7 @@ from llm_modules.configuration import CombinedConfig
 from llm_modules.errors import UserError
 from llm_modules.files import write_text, written_beside
 from llm_modules.fingerprint import fingerprint_combined
+from llm_modules.hub import fetch
 from llm_modules.source import Source, SourceLike
 
 
@@ -55,7 +55,7 @@ class StoredModel(PreTrainedModel):
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            folder = _fetch(str(pretrained_model_name_or_path), kwargs.get("revision"))
+            folder = fetch(str(pretrained_model_name_or_path), revision=kwargs.get("revision"))
         config = kwargs.pop("config", None) or _read_config(folder)
         verify_weights(folder, config)
         kwargs.setdefault("dtype", torch.float32)  # what trains must not follow the file's dtype
@@ -148,12 +148,3 @@ def _read_config(folder: Path) -> CombinedConfig:
     if not isinstance(config, CombinedConfig):
         raise UserError(f"{folder} holds a {config.model_type} model, not a combined model; give one trained here")
     return config
-
-
-def _fetch(name: str, revision: str | None) -> Path:
-    try:
-        return Path(snapshot_download(name, revision=revision))
-    except Exception as error:  # the hub client raises errors of several libraries
-        raise UserError(
-            f"{name!r} is no folder and could not be fetched from the hub ({type(error).__name__})"
-        ) from error

@@ -208,7 +208,9 @@ def _on_limits(results: Results) -> Finding:
         ("the arithmetic pair", results["arithmetic_minutes"], ARITHMETIC_MINUTES_LIMIT, "minutes"),
         ("memory", results["peak_memory_gb"], MEMORY_LIMIT_GB, "GB"),
     ]
-    over = [what for what, value, limit, _ in spent if value > limit]
-    figures = ", ".join(f"{what} {beside(value, limit)} of {limit} {unit}" for what, value, limit, unit in spent)
-    verdict = f"Limits broken by {' and '.join(over)}" if over else "All limits are kept"
-    return Finding(not over, f"{verdict}: {figures}.")
+    said = {what: f"{what} {beside(value, limit)} of {limit} {unit}" for what, value, limit, unit in spent}
+    over = [said.pop(what) for what, value, limit, _ in spent if value > limit]
+    kept = ", ".join(said.values())
+    if not over:
+        return Finding(True, f"All limits are kept: {kept}.")
+    return Finding(False, f"Over the limit: {', '.join(over)}." + (f" Within it: {kept}." if kept else ""))

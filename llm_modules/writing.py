@@ -1,6 +1,5 @@
 """Let any model answer many prompts: batched, greedy or sampled, with progress, timed."""
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from llm_modules.data.dataset import check_ids, padding_id
+from llm_modules.prefix import repeated
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,7 @@ def write(
             mask = torch.ones_like(ids)
             for row, index in enumerate(chosen):
                 mask[row, len(prefix) : len(prefix) + width - len(prompts[index])] = 0
-            cached = {}
-            if prefix_cache is not None:
-                cached["past_key_values"] = copy.deepcopy(prefix_cache)
-                cached["past_key_values"].batch_repeat_interleave(len(chosen))
+            cached = {} if prefix_cache is None else {"past_key_values": repeated(prefix_cache, len(chosen))}
             written = model.generate(ids, attention_mask=mask, **cached, **(settings | generate_kwargs))
             for index, tokens in zip(chosen, written[:, ids.shape[1] :].tolist(), strict=True):
                 answer = tokens[: tokens.index(eos)] if eos in tokens else tokens

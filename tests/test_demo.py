@@ -41,8 +41,7 @@ def tiny_recipes(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "NUM_ZEROED", 5)
     monkeypatch.setattr(demo, "MAX_NEW_TOKENS", {"arithmetic": 4, "facts": 4})
     monkeypatch.setattr(demo, "FEW_SHOT", {"arithmetic": 1, "facts": 1})
-    monkeypatch.setattr(demo, "SPEED_TOKENS", 4)
-    monkeypatch.setattr(demo, "SPEED_REPEATS", 1)
+    monkeypatch.setattr(demo, "SPEED", {"new_tokens": 4, "repeats": 1})
 
 
 def test_the_demo_leaves_models_pictures_report_and_results(tiny_recipes, default_source, tmp_path, capsys):

@@ -222,7 +222,7 @@ class TestSpeedAndLimits:
         results[key] = float(limit)
         assert finding(results, "All limits are kept").shown
         results[key] = limit + 0.001
-        found = finding(results, f"Limits broken by {who}")
+        found = finding(results, f"Over the limit: {who}")
         assert not found.shown and f"{limit}.001 of {limit}" in found.text
 
     def test_one_seed_is_never_taken_for_many(self, results):

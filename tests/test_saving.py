@@ -324,5 +324,5 @@ def test_a_broken_or_missing_configuration_is_refused(saved, source_with_tokeniz
 
 def test_an_unreachable_model_id_is_refused(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="'nobody/nothing' is no folder and could not be fetched from the hub"):
+    with pytest.raises(UserError, match="'nobody/nothing' is no local folder and could not be fetched from the hub"):
         CombinedModel.from_pretrained("nobody/nothing")

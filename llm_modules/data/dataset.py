@@ -109,12 +109,6 @@ def padding_id(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> int:
     return next(token_id for token_id in candidates if token_id is not None and token_id < vocab_size)
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Count the leading tokens that all rows share (a system prompt, say), leaving at least one to each."""
-    shortest = min(map(len, rows), default=1) - 1
-    return next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), shortest)
-
-
 def split(items: Sequence[Item], validation_fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
     """Divide into training and validation, by seed; both keep the order of `items`.
 

@@ -207,10 +207,10 @@ _DRAWS: dict[str, Callable[[random.Random], _Exercise]] = {
     "two-step": _draw_two_steps,
 }
 _TRAINED_KINDS = (
-    *("sum", "difference", "comparison", "two-step"),
-    *("division", "gcd", "product", "division", "gcd", "product"),
+    *("sum", "difference", "comparison", "product"),
+    *("division", "gcd", "two-step", "division", "gcd", "two-step"),
 )
-"""What training draws in turn: twice as often where the working is longest and errors are most."""
+"""What training draws in turn: twice as often where errors are most."""
 
 _MAX_DRAWS_PER_PROBLEM = 20_000
 """Gives up on a kind whose supply is exhausted; the rarest test problem takes about a hundred draws."""

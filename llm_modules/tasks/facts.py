@@ -14,8 +14,9 @@ import periodictable
 from llm_modules.tasks.answers import first_number, first_of, first_sentence, first_symbol, fold, names_first
 from llm_modules.tasks.base import Problem, Verdict
 
-HELD_OUT_SHARE = 0.48
-"""Close to one half: enough subjects to test on for narrow intervals, enough left to learn the form from."""
+HELD_OUT_SHARE = {"country": 0.48, "element": 0.6}
+"""About one half: enough subjects to test on for narrow intervals, enough left to learn the form from. There are fewer
+elements than countries, and their numbers are what the source knows least, so more of them are asked."""
 
 MIN_POPULATION = 100_000
 NOT_UN_MEMBERS = frozenset({
@@ -176,7 +177,8 @@ def is_held_out(subject: str) -> bool:
     """
     family = subject.split("-")[0].split()[-1]
     digest = hashlib.sha256(family.casefold().encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < HELD_OUT_SHARE
+    share = HELD_OUT_SHARE["element" if subject in _elements() else "country"]
+    return int.from_bytes(digest[:8], "big") / 2**64 < share
 
 
 def _countries() -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -203,11 +205,17 @@ def _country_facts() -> Iterator[Fact]:
             yield Fact(relation, subject, accepted[0], tuple(dict.fromkeys(accepted)))
 
 
+@functools.cache
+def _elements() -> dict[str, tuple[str, int]]:
+    """Symbol and number of every element asked about, by name."""
+    known = (element for element in periodictable.elements if 1 <= element.number <= LAST_ELEMENT)
+    return {element.name: (element.symbol, element.number) for element in known}
+
+
 def _element_facts() -> Iterator[Fact]:
-    for element in periodictable.elements:
-        if 1 <= element.number <= LAST_ELEMENT:
-            yield Fact("symbol", element.name, element.symbol, (element.symbol,))
-            yield Fact("number", element.name, str(element.number), (str(element.number),))
+    for name, (symbol, number) in _elements().items():
+        yield Fact("symbol", name, symbol, (symbol,))
+        yield Fact("number", name, str(number), (str(number),))
 
 
 def _is_given_away(fact: Fact) -> bool:

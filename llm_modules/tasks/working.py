@@ -155,15 +155,20 @@ def greatest_common_divisor(a: int, b: int) -> Working:
 
 
 def compare(a: int, b: int, *, largest: bool) -> Working:
-    """Choose the larger or the smaller of two different numbers below 100, by tens, then by units if need be."""
+    """Order two different numbers below 100 by tens, then by units if need be, and choose the first or the last.
+
+    Ordering first makes two choices of one: which number is smaller, then which was asked for. In one step (6<7, so 78,
+    being asked for the larger) a model learned to copy either number at random.
+    """
     lines = [f"{a},{b}"]
     for a_digit, b_digit in zip(divmod(a, 10), divmod(b, 10), strict=True):
         sign = "=" if a_digit == b_digit else "<" if a_digit < b_digit else ">"
         lines.append(f"{a_digit}{sign}{b_digit}")
         if sign != "=":
             break
-    result = max(a, b) if largest else min(a, b)
-    return Working.of(Pair.of("?", a, b), [*lines, f"{result}"], result)
+    low, high = sorted((a, b))
+    result = high if largest else low
+    return Working.of(Pair.of("?", a, b), [*lines, f"{low}<{high}", f"{result}"], result)
 
 
 def in_turn(first: Working, second: Working) -> Working:
