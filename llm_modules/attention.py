@@ -21,11 +21,13 @@ class VisibleKnowledge:
         mask: `[batch, source_len]` bool, True where there is knowledge to read.
         first_query: Column of the first query; knowledge column 0 is input column 0.
         bidirectional: Let every query read all knowledge, the future included.
+        query_columns: `[batch, num_queries]` columns of the queries where they are not consecutive.
     """
 
     mask: Tensor
     first_query: int = 0
     bidirectional: bool = False
+    query_columns: Tensor | None = None
 
     def render(self, start: int, stop: int) -> Tensor:
         """Mask for queries `start..stop`: `[batch, 1, stop - start, source_len]`, True means "may attend"."""
@@ -33,6 +35,8 @@ class VisibleKnowledge:
         if self.bidirectional:
             return keys.expand(-1, -1, stop - start, -1)
         columns = torch.arange(self.mask.shape[1], device=self.mask.device)
+        if self.query_columns is not None:
+            return keys & (columns <= self.query_columns[:, None, start:stop, None])
         queries = torch.arange(self.first_query + start, self.first_query + stop, device=self.mask.device)
         return keys & (columns <= queries[:, None])
 

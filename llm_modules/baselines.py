@@ -1,32 +1,57 @@
 """What the pair is measured against, behind the same calls as the pair itself."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llm_modules.errors import UserError
+from llm_modules.files import written_beside
+from llm_modules.generator import position_limit
 from llm_modules.loss import LossVocabulary, cross_entropy, label_rows
 
 
 class GeneratorAlone(nn.Module):
-    """The generator without a source: its own token table for the prompt, its own output matrix, the same shape.
+    """A generator without a source: its own token table for the prompt, its own output matrix.
 
     Takes the arguments of `CombinedModel.forward`, of which `prompt_mask` and `knowledge` mean nothing to it.
 
     Args:
-        config: Configuration of the generator.
-        vocab_size: The source's, so that both write with the same tokenizer.
-        generation_config: The source's special tokens.
+        model: A causal language model of transformers.
+        tokenizer: Its own, saved beside it.
     """
 
     accepts_loss_kwargs = True
 
-    def __init__(self, config: PreTrainedConfig, *, vocab_size: int, generation_config: GenerationConfig):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None):
         super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self._tied = {f"model.{name}": f"model.{kept}" for name, kept in model.all_tied_weights_keys.items()}
+        self.register_state_dict_post_hook(_without_tied)  # safetensors refuses one tensor under two names
+        self.register_load_state_dict_pre_hook(_with_tied)
+
+    @classmethod
+    def from_config(
+        cls, config: PreTrainedConfig, *, vocab_size: int, generation_config: GenerationConfig
+    ) -> "GeneratorAlone":
+        """The very shape of a pair's generator, with random weights, writing in the source's vocabulary.
+
+        Args:
+            config: Configuration of the generator.
+            vocab_size: The source's, so that both write with the same tokenizer.
+            generation_config: The source's special tokens.
+        """
         fields = config.to_dict() | {
             "vocab_size": vocab_size,
             "bos_token_id": generation_config.bos_token_id,
@@ -35,21 +60,35 @@ class GeneratorAlone(nn.Module):
             # one table for both ends: a second would double the parameters for words that are never seen
             "tie_word_embeddings": True,
         }
-        self.model = AutoModelForCausalLM.from_config(type(config)(**fields), dtype=torch.float32)
-        self.model.generation_config = generation_config
-        self._tied = {f"model.{name}": f"model.{kept}" for name, kept in self.model.all_tied_weights_keys.items()}
-        self.register_state_dict_post_hook(_without_tied)  # safetensors refuses one tensor under two names
-        self.register_load_state_dict_pre_hook(_with_tied)
+        model = AutoModelForCausalLM.from_config(type(config)(**fields), dtype=torch.float32)
+        model.generation_config = generation_config
+        return cls(model)
 
     @property
     def config(self) -> PreTrainedConfig:
-        """Configuration of the generator, with the source's vocabulary."""
+        """Configuration of the generator."""
         return self.model.config
 
     @property
     def device(self) -> torch.device:
         """Where it is."""
         return self.model.device
+
+    def check_room(self, prompt_len: int, response_len: int) -> None:
+        """As for the pair: whether a prompt and its response fit."""
+        limit = position_limit(self.model.base_model)
+        if limit is not None and prompt_len + response_len > limit:
+            raise UserError(
+                f"{prompt_len + response_len} tokens are more than the generator's {limit} positions; lower "
+                f"data.max_length to {limit}"
+            )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save as a plain model of transformers, tokenizer included; the folder takes its name when complete."""
+        with written_beside(Path(folder)) as beside:
+            self.model.save_pretrained(beside)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(beside)
 
     def num_parameters(self, **kwargs) -> int:
         """Trained parameters, the tied table once; arguments as in transformers."""

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from llm_modules.attention import EnhancedCrossAttention, VisibleKnowledge
 from llm_modules.configuration import CombinedConfig
+from llm_modules.window import Window
 
 KeysValues = tuple[Tensor, Tensor]
 CLOSED_GATE_BIAS = -4.0  # sigmoid(-4) = 0.018: closed, yet with a gradient to open by
@@ -77,6 +78,7 @@ class Bridge(nn.Module):
         visible: VisibleKnowledge,
         embeddings: Tensor | None = None,
         is_prompt: Tensor | None = None,
+        window: Window | None = None,
         remember: Callable[[int, KeysValues | None], KeysValues] | None = None,
     ) -> Tensor:
         """The generator's input `[batch, length, d]`.
@@ -88,10 +90,13 @@ class Bridge(nn.Module):
             embeddings: `[batch, length, d]`, what `response_embedding` makes of the source's embeddings of the input;
                 `prompt` visibility only.
             is_prompt: `[batch, length]`, True where a position has a source state; `prompt` visibility only.
+            window: The columns wanted, if not all; the result is then `[batch, num_kept, d]`.
             remember: Called with each layer's index and new keys and values; returns all there are to attend to.
         """
         knowledge = None if states is None else self.pre_projection(self._mix(states))
         x, skip = self._enter(knowledge, embeddings, is_prompt)
+        if window is not None:
+            x, skip = window.take(x), None if skip is None else window.take(skip)
         for index, layer in enumerate(self._layers):
             keys_values = None if knowledge is None else layer.project(knowledge)
             if remember is not None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria, TextIterator
 from llm_modules.data.dataset import check_ids
 from llm_modules.data.templates import encode_prompt
 from llm_modules.errors import UserError
+from llm_modules.loading import load_trained
 from llm_modules.modeling import CombinedModel
 
 HELP = "Type a question. /reset forgets the conversation, /exit leaves; Ctrl-C stops an answer."
@@ -74,10 +75,7 @@ class Conversation:
         Raises:
             UserError: If the folder holds no usable model, or no tokenizer.
         """
-        model = CombinedModel.from_pretrained(folder).eval()
-        tokenizer = model.tokenizer or model.source.tokenizer
-        if tokenizer is None:
-            raise UserError(f"{folder} holds no tokenizer; save the model again with one")
+        model, tokenizer = load_trained(folder)
         set_seed(sampling.seed)
         return cls(model, tokenizer, sampling, system)
 

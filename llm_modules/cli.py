@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -18,6 +19,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+Config = Annotated[Path, typer.Argument(help="YAML file; see recipes/.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override settings, as training.seed=1.")
+]
 Model = Annotated[Path, typer.Argument(help="Folder of a trained model.", show_default=False)]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest word; the paper used 0.9.")]
@@ -26,12 +31,18 @@ TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the li
 Seed = Annotated[int, typer.Option(help="Seed of sampling or of the problems.")]
 
 
+def _plain_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as a sentence, without the line of code that raised it."""
+    typer.secho(f"warning: {message}", fg=typer.colors.YELLOW, err=True)
+
+
 def _plain_errors(command: Callable) -> Callable:
     """Print what a user can act on without a traceback."""
 
     @wraps(command)
     def run(*args, **kwargs):
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when a verb imports transformers
+        warnings.showwarning = _plain_warning
         try:
             return command(*args, **kwargs)
         except UserError as error:
@@ -57,12 +68,29 @@ def demo(
 
 @app.command()
 @_plain_errors
-def train(
-    config: Annotated[Path, typer.Argument(help="YAML file; see recipes/.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override settings, as training.seed=1.")
-    ] = None,
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    tflops: Annotated[float, typer.Option(min=1e-6, help="10^12 operations a second that the device sustains.")] = 50.0,
+    dollars_per_hour: Annotated[float, typer.Option(min=0.0, help="Price of the device.")] = 0.8,
+    examples: Annotated[int | None, typer.Option(min=2, help="Examples, where the data do not lie here.")] = None,
+    tokens_per_example: Annotated[float | None, typer.Option(min=2, help="Their mean tokens, as trained on.")] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of their prompts.")] = None,
 ) -> None:
+    """Say what a recipe needs before it runs: memory, hours, dollars, disk. Loads no weights."""
+    from llm_modules.settings import load_settings
+
+    settings = load_settings(config, overrides)
+    from llm_modules.corpus import Given
+    from llm_modules.planning import plan as make_plan
+
+    given = Given(examples=examples, tokens_per_example=tokens_per_example, prompt_tokens=prompt_tokens)
+    typer.echo(make_plan(settings, given=given, tflops=tflops, dollars_per_hour=dollars_per_hour))
+
+
+@app.command()
+@_plain_errors
+def train(config: Config, overrides: Overrides = None) -> None:
     """Train a pair from a YAML file."""
     from llm_modules.settings import load_settings
 
@@ -126,23 +154,37 @@ def evaluate(
     """Measure exact match on held-out problems of a built-in task."""
     from json import dumps
 
-    from llm_modules import CombinedModel
     from llm_modules.evaluation import evaluate as run_evaluation
     from llm_modules.files import write_text
+    from llm_modules.loading import load_trained
     from llm_modules.tasks import get_task
 
     chosen = get_task(task)
     problems = chosen.test(num_problems, seed=seed)
-    pair = CombinedModel.from_pretrained(model).eval()
-    tokenizer = pair.tokenizer or pair.source.tokenizer
-    if tokenizer is None:
-        raise UserError(f"{model} holds no tokenizer; save the model again with one")
-    found = run_evaluation(pair, chosen, problems, tokenizer, max_new_tokens=max_new_tokens, label=task)
+    trained, tokenizer = load_trained(model)
+    found = run_evaluation(trained, chosen, problems, tokenizer, max_new_tokens=max_new_tokens, label=task)
     for kind, score in found.by_kind.items():
         typer.echo(f"{kind:12} {score}")
     typer.echo(f"{'all':12} {found.exact}; form {found.form.value:.1%}; {found.writing.tokens_per_s:.0f} tokens/s")
     if json is not None:
         write_text(json, dumps({"model": str(model), "task": task, "seed": seed, **found.as_dict()}, indent=2))
+
+
+@app.command()
+@_plain_errors
+def import_reference(
+    checkpoint: Annotated[Path, typer.Argument(help="File that the published code saved.", show_default=False)],
+    source: Annotated[str, typer.Option(help="Id or folder of the source it was trained with.", show_default=False)],
+    generator: Annotated[
+        str, typer.Option(help="Id or folder of its generator; the config.json is enough.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the model.", show_default=False)],
+    num_heads: Annotated[int, typer.Option(min=1, help="Heads of the bridge; 8, as published.")] = 8,
+) -> None:
+    """Make a model folder from a checkpoint of the published code, checked tensor by tensor."""
+    from llm_modules.published import import_folder
+
+    import_folder(checkpoint, out, source=source, generator=generator, num_heads=num_heads)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ class CombinedConfig(PreTrainedConfig):
             it holds at every position; `"published"` (random bridge, open gates) is the default elsewhere.
         taps: Source layers whose states are the knowledge, as indices into `hidden_states`: 0 is the embeddings, `-1`
             the final state after the last norm (default, as published).
+        generator_window: With `visibility="prompt"`, the most prompt tokens that enter the generator, the last ones;
+            the bridge reads the whole prompt all the same. Default: half the generator's position table, which leaves
+            the other half to the response; all of the prompt where the generator has no table.
         num_bridge_layers: Cross-attention layers before the generator (2, as published).
         num_heads: Heads of each (8, as published); must divide the generator's width.
         d_adapter: Width of the adapter behind each cross-attention (256, as published).
@@ -56,6 +59,7 @@ class CombinedConfig(PreTrainedConfig):
     head: str = "source"
     start: str | None = None
     taps: list[int] = None  # type: ignore[assignment] # a list once `__post_init__` has run
+    generator_window: int | None = None
     num_bridge_layers: int = 2
     num_heads: int = 8
     d_adapter: int = 256
@@ -76,6 +80,7 @@ class CombinedConfig(PreTrainedConfig):
             self.start = "identity" if identity_everywhere else "published"
         self._check_start()
         self._check_widths()
+        self._check_window()
 
     @property
     def d_source(self) -> int:
@@ -131,6 +136,17 @@ class CombinedConfig(PreTrainedConfig):
                 f"start='identity' adds to the source's final state, which is not among taps={self.taps}; "
                 "add -1 to taps or use start='published'"
             )
+
+    def _check_window(self) -> None:
+        if self.generator_window is None:
+            return
+        if self.visibility != "prompt":
+            raise UserError(
+                f"generator_window={self.generator_window} goes with visibility='prompt', where the bridge reads what "
+                f"the window leaves out; with {self.visibility!r} every token enters the generator: leave it out"
+            )
+        if self.generator_window < 1:
+            raise UserError(f"generator_window={self.generator_window} must be at least 1")
 
     def _check_widths(self) -> None:
         d, h = self.d_generator, self.num_heads

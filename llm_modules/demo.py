@@ -138,7 +138,7 @@ def contest(name: str, source: Source, output: Path, watch: Stopwatch) -> Contes
         pair.save_pretrained(output / name / "model")
     with watch.stage(f"{name}: training the generator alone, same data and steps"):
         torch.manual_seed(SEED)
-        alone = GeneratorAlone(
+        alone = GeneratorAlone.from_config(
             pair.config.generator, vocab_size=pair.config.vocab_size, generation_config=pair.generation_config
         )
         losses["generator"] = _fit(alone, data, _for_alone(settings, name), output / name / "generator", tokenizer)
@@ -190,11 +190,18 @@ def few_shot(source: Source, task: Task, problems: Sequence[Problem], *, max_new
             source.tokenizer,
             max_new_tokens=max_new_tokens,
             prefix=whole[0][:shared],
+            stop_ids=_line_end(source.tokenizer) if isinstance(prompts[0], str) else (),
             label=f"source, {kind} examples in context",
         )
         texts |= dict(zip(chosen, written.texts, strict=True))
         num_tokens, seconds = num_tokens + written.num_tokens, seconds + written.seconds
     return judge(task, problems, Writing([texts[problem] for problem in problems], num_tokens, seconds))
+
+
+def _line_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that ends a line: what follows it in a list of examples is the next one."""
+    found: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    return found[-1:]
 
 
 def _encode_either(prompt: list[dict[str, str]] | str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

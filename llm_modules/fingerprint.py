@@ -14,7 +14,9 @@ from llm_modules.errors import UserError
 from llm_modules.files import cache_folder, write_text
 
 # weights of equal shapes mean something else under other choices: a changed one must not load silently
-COMBINED_CHOICES = ("visibility", "head", "start", "taps", "num_heads", "generator", "source_fingerprint")
+COMBINED_CHOICES = (
+    *("visibility", "head", "start", "taps", "generator_window", "num_heads", "generator", "source_fingerprint"),
+)
 
 
 def fingerprint_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -7,6 +7,7 @@ from transformers import GenerationMixin
 from llm_modules.configuration import CombinedConfig
 from llm_modules.errors import UserError
 from llm_modules.knowledge import CombinedCache
+from llm_modules.source import Source
 
 
 class CombinedGenerationMixin(GenerationMixin):
@@ -14,6 +15,8 @@ class CombinedGenerationMixin(GenerationMixin):
 
     config: CombinedConfig
     _position_limit: int | None
+    _window_size: int | None
+    source: Source
 
     def generate(self, inputs: Tensor | None = None, *args, **kwargs):
         """Continue prompts, as in transformers: what is passed in is the prompt, what is written the response.
@@ -21,6 +24,10 @@ class CombinedGenerationMixin(GenerationMixin):
         `knowledge=` takes what [`read`] returned for the prompts (`prompt` visibility).
         """
         prompts = kwargs.get("input_ids") if inputs is None else inputs
+        begun = kwargs.get("past_key_values")
+        if isinstance(begun, CombinedCache) and prompts is not None and prompts.shape[1] == begun.get_seq_length() + 1:
+            # all but the last token is known, so this goes on with an answer; anything more would be a second prompt
+            kwargs["prompt_mask"] = begun.prompt_mask
         if prompts is not None and kwargs.get("prompt_mask") is None:
             kwargs["prompt_mask"] = torch.ones_like(prompts, dtype=torch.bool)  # decoding without a cache needs it
         return super().generate(inputs, *args, **kwargs)
@@ -34,11 +41,15 @@ class CombinedGenerationMixin(GenerationMixin):
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ) -> None:
         """Give `generate` our cache."""
-        limit = self._position_limit
-        if limit is not None and max_cache_length > limit:
+        prompts = model_kwargs["prompt_mask"].shape[1]
+        self.source.check_length(prompts if self.config.visibility == "prompt" else max_cache_length)
+        limit, needed = self._position_limit, max_cache_length
+        if self._window_size is not None:  # what a longer prompt has before its window takes no position
+            needed -= max(0, prompts - self._window_size)
+        if limit is not None and needed > limit:
             raise UserError(
-                f"prompt and max_new_tokens need {max_cache_length} positions, the generator has {limit}; shorten the "
-                "prompt or lower max_new_tokens"
+                f"prompt and max_new_tokens need {needed} positions, the generator has {limit}; shorten the prompt or "
+                "lower max_new_tokens"
             )
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise UserError(

@@ -33,6 +33,9 @@ class Knowledge:
         return Knowledge(self.states.repeat_interleave(repeats, 0), self.mask.repeat_interleave(repeats, 0))
 
 
+_ROW_MASKS = ("prompt_mask", "window_mask")  # of the cache, a row each
+
+
 class CombinedCache(EncoderDecoderCache):
     """All that decoding remembers: the generator's and the source's keys and values, and the bridge's.
 
@@ -46,6 +49,20 @@ class CombinedCache(EncoderDecoderCache):
         super().__init__(DynamicCache(config=config.generator), DynamicCache())
         self.source_cache = DynamicCache(config=config.source) if config.visibility == "causal" else None
         self.prompt_mask: Tensor | None = None  # [batch, prompt_len] knowledge that `prompt` visibility may read
+        self.window_mask: Tensor | None = None  # [batch, num_kept] columns of the prompt that entered the generator
+        self.num_left_out = 0  # columns of the prompt that did not
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of the input so far, whether or not all of them entered the generator."""
+        return super().get_seq_length(layer_idx) + self.num_left_out
+
+    def generator_mask(self, attention_mask: Tensor) -> Tensor:
+        """Of a mask over all columns, `[batch, past + length]`, the part over those that entered the generator."""
+        if self.window_mask is None:
+            return attention_mask
+        windowed = self.window_mask.shape[1]
+        written = attention_mask[:, windowed + self.num_left_out :]
+        return torch.cat([self.window_mask.to(written.dtype), written], dim=1)
 
     def remember(self, layer: int, keys_values: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """Add a bridge layer's new keys and values, if any; all there are."""
@@ -77,8 +94,9 @@ class CombinedCache(EncoderDecoderCache):
         super().batch_repeat_interleave(repeats)
         for cache in self._own_caches:
             cache.batch_repeat_interleave(repeats)
-        if self.prompt_mask is not None:
-            self.prompt_mask = self.prompt_mask.repeat_interleave(repeats, 0)
+        for name in _ROW_MASKS:
+            if (mask := getattr(self, name)) is not None:
+                setattr(self, name, mask.repeat_interleave(repeats, 0))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take drafted tokens back."""
@@ -88,8 +106,9 @@ class CombinedCache(EncoderDecoderCache):
             self.cross_attention_cache.crop(tokens_to_remove)
 
     def _select_prompts(self, rows: Tensor) -> None:
-        if self.prompt_mask is not None:
-            self.prompt_mask = self.prompt_mask.index_select(0, rows.to(self.prompt_mask.device))
+        for name in _ROW_MASKS:
+            if (mask := getattr(self, name)) is not None:
+                setattr(self, name, mask.index_select(0, rows.to(mask.device)))
 
 
 def resolve_prompt_mask(

@@ -4,6 +4,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from llm_modules.knowledge import CombinedCache, Knowledge, resolve_prompt_mask
 from llm_modules.loss import LossVocabulary, cross_entropy, label_rows
 from llm_modules.source import Source, SourceLike, positions
 from llm_modules.storage import StoredModel
+from llm_modules.window import Window
 
 LEAK_WARNING = (
     "visibility='bidirectional' lets every position read the source's states of the tokens it must predict: training "
@@ -65,6 +67,7 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             nn.init.zeros_(self.head.bias)
             self.bridge.close_gates_()
         self._position_limit = position_limit(self.generator)
+        self._window_size = self._choose_window()
         self._generator_takes_positions = "position_ids" in inspect.signature(self.generator.forward).parameters
         self.post_init()
 
@@ -177,16 +180,20 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if attention_mask is None:
             attention_mask = input_ids.new_ones(batch, past + length)
-        self._check_length(attention_mask.shape[1])
         if knowledge is not None and knowledge.states.shape[0] != batch:
             knowledge = knowledge.repeat_interleave(batch // knowledge.states.shape[0])
 
-        is_prompt = embeddings = None
+        is_prompt = embeddings = window = None
         if visibility == "prompt":
             is_prompt = resolve_prompt_mask(prompt_mask, labels, attention_mask, past=past, length=length)
             embeddings = self._embed_response(input_ids)
+            window = self._open_window(is_prompt, attention_mask, past_key_values)
+            self._check_length(attention_mask, window, past_key_values)
             knowledge, visible = self._prompt_knowledge(input_ids, is_prompt, knowledge, past_key_values)
+            if window is not None:
+                visible = replace(visible, query_columns=window.columns)
         else:
+            self._check_length(attention_mask, None, past_key_values)
             knowledge = self._running_knowledge(input_ids, attention_mask, knowledge, past_key_values)
             visible = VisibleKnowledge(
                 attention_mask.bool(), first_query=past, bidirectional=visibility == "bidirectional"
@@ -196,15 +203,17 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             visible=visible,
             embeddings=embeddings,
             is_prompt=is_prompt,
+            window=window,
             remember=None if past_key_values is None else past_key_values.remember,
         )
-        states = self._generate_states(z, attention_mask, past_key_values)
+        states = self._generate_states(z, attention_mask, window, past_key_values)
         final = self._final_states(knowledge, is_prompt, length) if self.config.start == "identity" else None
 
         if labels is not None:
             predicts, targets = label_rows(labels)
             if not len(targets):
                 raise UserError("no position has a label after masking; check labels and max_length")
+            self._check_inside(window, predicts, "labels")
             loss = cross_entropy(
                 states[predicts],
                 targets,
@@ -216,6 +225,10 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             )
             return CausalLMOutputWithPast(loss=loss)
         kept = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
+        if window is not None:
+            asked = torch.zeros_like(attention_mask, dtype=torch.bool)
+            asked[:, kept] = attention_mask[:, kept].bool()
+            self._check_inside(window, asked, "logits")
         logits = self._project(states[:, kept], None if final is None else final[:, kept])
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
@@ -267,13 +280,72 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             )
         return Knowledge(knowledge.states.to(self.dtype), knowledge.mask)
 
-    def _generate_states(self, z: Tensor, attention_mask: Tensor, cache: CombinedCache | None) -> Tensor:
-        """The generator's last states `[batch, length, d]`."""
+    def check_room(self, prompt_len: int, response_len: int) -> None:
+        """Refuse what source or generator cannot hold, before anything is computed.
+
+        Raises:
+            UserError: If a prompt and a response of so many tokens need more positions than one of them has.
+        """
+        window = self._window_size
+        if self._attached_source is not None:
+            self.source.check_length(prompt_len + (0 if self.config.visibility == "prompt" else response_len))
+        self._check_positions((prompt_len if window is None else min(prompt_len, window)) + response_len)
+
+    def _check_positions(self, entering: int) -> None:
+        if self._position_limit is not None and entering > self._position_limit:
+            way_out = (
+                "shorten the response or set a smaller generator_window"
+                if self.config.visibility == "prompt"
+                else "shorten the input, use visibility='prompt' for long prompts,"
+            )
+            raise UserError(
+                f"{entering} tokens are more than the generator's {self._position_limit} positions; {way_out} or use a "
+                "generator with a longer or no position table (a rotary one, for example)"
+            )
+
+    def _choose_window(self) -> int | None:
+        """Most prompt tokens that enter the generator; `None` for all of them."""
+        limit, chosen = self._position_limit, self.config.generator_window
+        if self.config.visibility != "prompt" or limit is None:
+            return chosen
+        if chosen is not None and chosen >= limit:
+            raise UserError(
+                f"generator_window={chosen} leaves no room for a response in the generator's {limit} positions; choose "
+                f"fewer, for example {limit // 2}"
+            )
+        return limit // 2 if chosen is None else chosen
+
+    def _open_window(self, is_prompt: Tensor, attention_mask: Tensor, cache: CombinedCache | None) -> Window | None:
+        """Where a prompt is too long for the generator: the columns that enter it. The cache remembers them."""
+        if self._window_size is None or (cache is not None and cache.get_seq_length()):
+            return None
+        window = Window.over(is_prompt, attention_mask.bool(), size=self._window_size)
+        if window is not None and cache is not None:
+            cache.window_mask, cache.num_left_out = window.mask, window.num_left_out
+        return window
+
+    def _check_inside(self, window: Window | None, wanted: Tensor, what: str) -> None:
+        if window is not None and window.lacks(wanted):
+            raise UserError(
+                f"{what} are wanted at prompt tokens before the last {self._window_size}, which do not enter the "
+                "generator; take the loss on the response only, ask for fewer logits (logits_to_keep), or set a larger "
+                "generator_window"
+            )
+
+    def _generate_states(
+        self, z: Tensor, attention_mask: Tensor, window: Window | None, cache: CombinedCache | None
+    ) -> Tensor:
+        """The generator's last states `[batch, length, d]`, zero where a column does not enter it."""
+        if window is not None:
+            attention_mask = window.mask.to(attention_mask.dtype)
+        elif cache is not None:
+            attention_mask = cache.generator_mask(attention_mask)
         kwargs = {"inputs_embeds": z, "attention_mask": attention_mask, "use_cache": cache is not None}
         if self._generator_takes_positions:
             kwargs["position_ids"] = positions(attention_mask)[:, -z.shape[1] :]
         past = None if cache is None else cache.self_attention_cache
-        return self.generator(**kwargs, past_key_values=past).last_hidden_state
+        states = self.generator(**kwargs, past_key_values=past).last_hidden_state
+        return states if window is None else window.put_back(states)
 
     def _final_states(self, knowledge: Knowledge | None, is_prompt: Tensor | None, length: int) -> Tensor:
         """The source's final states `[batch, length, D]`, zero where it read nothing."""
@@ -295,14 +367,10 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             return self.source.logits(rows, words, projection=self.head)
         return self.source.logits(self.head(rows), words)
 
-    def _check_length(self, length: int) -> None:
-        limit = self._position_limit
+    def _check_length(self, attention_mask: Tensor, window: Window | None, cache: CombinedCache | None) -> None:
         # padding counts: GPT-Neo, for one, keeps a square mask of its positions
-        if limit is not None and length > limit:
-            raise UserError(
-                f"{length} tokens are more than the generator's {limit} positions; shorten the input, or use a "
-                "generator with a longer or no position table (a rotary one, for example)"
-            )
+        num_left_out = window.num_left_out if window is not None else 0 if cache is None else cache.num_left_out
+        self._check_positions(attention_mask.shape[1] - num_left_out)
 
 
 AutoConfig.register(CombinedConfig.model_type, CombinedConfig)

@@ -28,7 +28,16 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """Which source and generator are joined, and how."""
 
-    source: str = Field("default", description="Frozen model: `default` (embedded), a hub id, a folder or a GGUF file.")
+    pretrained: str | None = Field(
+        None,
+        description="Trained pair to go on from: a folder or hub id. All choices below then are that pair's and may "
+        "not be given, save `source` and `source_dtype`: where the source lies here, and how it is held.",
+    )
+    source: str | None = Field(
+        "default",
+        description="Frozen model: `default` (embedded), a hub id, a folder or a GGUF file. Null trains the generator "
+        "alone, with its own tokenizer and head, to compare with.",
+    )
     source_revision: str | None = Field(None, description="Revision of the source on the hub; null is the newest.")
     source_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Number type of the frozen source alone; what trains is always kept in float32."
@@ -57,6 +66,11 @@ class ModelSettings(Section):
         description="Source layers whose states are mixed by learned weights; -1 is after the final norm. Null: it "
         "alone.",
     )
+    generator_window: AtLeastOne | None = Field(
+        None,
+        description="With `prompt` visibility: most prompt tokens that enter the generator, the last ones; the bridge "
+        "reads all. Null: half its position table, or all where it has none.",
+    )
     num_bridge_layers: AtLeastOne = Field(2, description="Layers of Enhanced Cross-Attention.")
     num_heads: AtLeastOne = Field(8, description="Heads of each; must divide the generator's width.")
     d_adapter: AtLeastOne = Field(256, description="Width of the adapter in each layer.")
@@ -70,10 +84,28 @@ class ModelSettings(Section):
         return values
 
     @model_validator(mode="after")
+    def _one_way_to_begin(self) -> "ModelSettings":
+        given = self.model_fields_set
+        if self.pretrained is not None and (other := given - {"pretrained", "source", "source_dtype"}):
+            raise ValueError(
+                f"pretrained={self.pretrained} brings its own {', '.join(sorted(other))}; leave {_them(other)} out"
+            )
+        if self.source is None and (other := given - {"source", "generator"}):
+            raise ValueError(
+                f"source is null, so the generator trains alone and {', '.join(sorted(other))} would mean nothing; "
+                f"leave {_them(other)} out or name a source"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _generator_is_complete(self) -> "ModelSettings":
         if isinstance(self.generator, dict) and "model_type" not in self.generator:
             raise ValueError("generator lacks model_type; add one that transformers knows, such as gpt_neo or llama")
         return self
+
+
+def _them(names: set[str]) -> str:
+    return "it" if len(names) == 1 else "them"
 
 
 class DataSettings(Section):
@@ -91,6 +123,11 @@ class DataSettings(Section):
         "chat", description="The tokenizer's chat template, or the published `plain` form."
     )
     max_length: AtLeastOne = Field(1024, description="Longest prompt and response in tokens; longer ones are left out.")
+    cut_to: AtLeastOne | None = Field(
+        None,
+        description="Cut what is kept to so many tokens, as published (2048); null never cuts. How many were cut is "
+        "printed.",
+    )
     loss_on: Literal["response", "all"] = Field(
         "response", description="Tokens that carry loss; `all` includes the prompt, as published."
     )
@@ -112,6 +149,9 @@ class TrainingSettings(Section):
 
     output_dir: Path = Field(Path("runs/train"), description="Folder for checkpoints, the model and the loss picture.")
     num_epochs: Positive = Field(3.0, description="Passes over the data; parts are allowed. Not beside max_steps.")
+    epoch_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Share of the training data in an epoch, drawn anew for each (published: 0.3)."
+    )
     max_steps: AtLeastOne | None = Field(None, description="Updates of the weights, in place of num_epochs.")
     batch_size: AtLeastOne = Field(8, description="Examples in one forward pass, on each device.")
     gradient_accumulation_steps: AtLeastOne = Field(1, description="Forward passes for one update of the weights.")

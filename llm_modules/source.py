@@ -199,10 +199,11 @@ class Source:
             cache: Keys and values of what was read before; extended in place.
 
         Raises:
-            UserError: If only the tables of this source are loaded.
+            UserError: If only the tables of this source are loaded, or the text is too long for it.
         """
         if self.model is None:
             raise UserError("this source was loaded without its body and cannot read; pass knowledge, or load it whole")
+        self.check_length(int(attention_mask.sum(-1).max()))
         length = input_ids.shape[1]
         kwargs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         body = self.model.base_model
@@ -238,6 +239,19 @@ class Source:
             for hook in hooks:
                 hook.remove()
         return states
+
+    def check_length(self, num_tokens: int) -> None:
+        """Refuse a text longer than the source was made to read.
+
+        Raises:
+            UserError: If so many tokens are more than its positions.
+        """
+        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and num_tokens > limit:
+            raise UserError(
+                f"{num_tokens} tokens are more than the source's {limit} positions; shorten the prompt, or use a "
+                "source that reads longer ones"
+            )
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """`[batch, length]` token ids to `[batch, length, D]` rows of the frozen embedding table."""

@@ -1,5 +1,6 @@
 """Where a source's weights are: built in, in a folder, in a GGUF file, or on the hub; and what the files say."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,17 @@ from llm_modules.errors import UserError
 from llm_modules.fingerprint import stored_tensors, weight_files
 from llm_modules.hub import fetch
 
-MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+FILES_BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt")
+MODEL_FILES = ("*.safetensors", *FILES_BESIDE_WEIGHTS)
 
 
-def resolve_folder(source: str | Path, revision: str | None = None) -> Path:
+def resolve_folder(source: str | Path, revision: str | None = None, *, files: Sequence[str] = MODEL_FILES) -> Path:
     """The local folder that holds a source's weights, fetched or converted first where needed.
+
+    Args:
+        source: Where it is.
+        revision: Branch, tag or commit on the hub.
+        files: Patterns of what is fetched from the hub.
 
     Raises:
         UserError: If there is no such folder, file, built-in name or reachable hub id.
@@ -36,17 +43,22 @@ def resolve_folder(source: str | Path, revision: str | None = None) -> Path:
         str(source),
         revision=revision,
         otherwise="give the folder, or use source='default', which needs no hub",
-        allow_patterns=MODEL_FILES,
+        allow_patterns=list(files),
         ignore_patterns=["*/*"],
     )
 
 
-def stored_tables(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedConfig, dict[str, Any]]:
-    """Configuration, embedding table, output matrix and bias of a stored model, without loading its body."""
+def stored_config(folder: Path) -> PreTrainedConfig:
+    """Configuration of a stored model."""
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}/config.json cannot be read ({error}); fetch or save it again") from error
+
+
+def stored_tables(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """Configuration, embedding table, output matrix and bias of a stored model, without loading its body."""
+    config = stored_config(folder)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
     names = {id(parameter): name for name, parameter in skeleton.named_parameters()}

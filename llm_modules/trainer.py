@@ -79,7 +79,10 @@ class CombinedTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         examples = self.train_dataset if train_dataset is None else train_dataset
         return LengthGroupedBatches(
-            [len(example) for example in examples], batch_size=self.args.train_batch_size, seed=self.args.seed
+            [len(example) for example in examples],
+            batch_size=self.args.train_batch_size,
+            seed=self.args.seed,
+            fraction=self.settings.epoch_fraction,
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:

@@ -19,12 +19,14 @@ from transformers import (
 )
 from transformers.integrations import is_tensorboard_available
 
-from llm_modules.data.dataset import Collator, LossOn, padding_id, prepare, split
+from llm_modules.baselines import GeneratorAlone
+from llm_modules.data.dataset import Collator, LossOn, drawn_per_epoch, padding_id, prepare, split
 from llm_modules.data.records import read_conversations
 from llm_modules.data.templates import Example, with_template
 from llm_modules.errors import UserError
 from llm_modules.features import knowledge_bytes, with_knowledge
 from llm_modules.files import write_text
+from llm_modules.loading import load_causal_lm
 from llm_modules.modeling import CombinedModel
 from llm_modules.plots import loss_figure, save_figure
 from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings
@@ -54,12 +56,18 @@ class TrainingData:
 def build_model(settings: ModelSettings, *, seed: int) -> CombinedModel:
     """A new pair, its random weights decided by the seed."""
     set_seed(seed)
-    choices = settings.model_dump(exclude={"source", "source_revision", "source_dtype", "generator"})
+    dtype = getattr(torch, settings.source_dtype)
+    if settings.pretrained is not None:
+        elsewhere = settings.source if "source" in settings.model_fields_set else None
+        return CombinedModel.from_pretrained(settings.pretrained, source=elsewhere, source_dtype=dtype)
+    if settings.source is None:
+        raise UserError("model.source is null; a pair needs one: name it")
+    choices = settings.model_dump(exclude={"pretrained", "source", "source_revision", "source_dtype", "generator"})
     return CombinedModel.from_modules(
         settings.source,
         settings.generator,
         source_revision=settings.source_revision,
-        source_dtype=getattr(torch, settings.source_dtype),
+        source_dtype=dtype,
         **choices,
     )
 
@@ -89,6 +97,7 @@ def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, voc
             max_length=settings.max_length,
             loss_on=settings.loss_on,
             vocab_size=vocab_size,
+            cut_to=settings.cut_to,
             report=partial(print, f"{name}:"),
         )
         encoded.append(examples)
@@ -113,6 +122,8 @@ def fit(
             "visibility='bidirectional' shows the model the tokens it must predict, so its losses mean nothing; use "
             "'causal' or 'prompt', or set training.allow_leak=true to reproduce the paper"
         )
+    for example in [*data.training, *data.validation]:
+        model.check_room(len(example.prompt_ids), len(example.response_ids))
     checkpoints = settings.output_dir / "checkpoints"
     last = last_checkpoint(checkpoints) if settings.resume else None
     if settings.resume is True and last is None:
@@ -179,15 +190,15 @@ def train(settings: Settings, *, command: list[str]) -> Path:
     output = settings.training.output_dir
     claim_output(output, resume=bool(settings.training.resume))
     print(f"seed {settings.training.seed}, data seed {settings.data.seed}")
-    model = build_model(settings.model, seed=settings.training.seed)
-    if model.source.tokenizer is None:
-        raise UserError(f"the source {settings.model.source!r} has no tokenizer beside its weights; add one")
-    model.tokenizer = tokenizer = with_template(model.source.tokenizer, settings.data.template)
+    model = _model_to_train(settings)
+    model.tokenizer = tokenizer = with_template(model.tokenizer, settings.data.template)
     data = load_data(settings.data, tokenizer, vocab_size=model.config.vocab_size)
     write_text(output / "settings.yaml", _as_yaml(settings))
-    print(f"training {model.num_parameters():,} parameters; the source's stay frozen")
+    frozen = "; the source's stay frozen" if isinstance(model, CombinedModel) else " of a generator without a source"
+    print(f"training {model.num_parameters():,} parameters{frozen}")
     trainer = fit(model, data, settings.training, tokenizer=tokenizer)
-    save_figure(loss_figure({"pair": trainer.state.log_history}), output / "loss.png")
+    name = "pair" if isinstance(model, CombinedModel) else "generator"
+    save_figure(loss_figure({name: trainer.state.log_history}), output / "loss.png")
     if trainer.interrupted:
         resumed = [part for part in command if not part.startswith("training.resume=")]
         print(f"interrupted; to go on: {shlex.join([*resumed, 'training.resume=true'])}")
@@ -195,6 +206,24 @@ def train(settings: Settings, *, command: list[str]) -> Path:
     model.save_pretrained(output / "model")
     print(f"saved {output / 'model'}; losses: {output / 'loss.png'}")
     return output / "model"
+
+
+def _model_to_train(settings: Settings) -> CombinedModel | GeneratorAlone:
+    """A pair, or a generator alone where there is no source, with the tokenizer that goes with it."""
+    chosen = settings.model
+    if chosen.source is None:
+        if not isinstance(chosen.generator, str):
+            raise UserError(
+                "model.source is null, so the generator needs a tokenizer of its own; name a folder or hub id as "
+                "model.generator"
+            )
+        set_seed(settings.training.seed)
+        return GeneratorAlone(*load_causal_lm(chosen.generator))
+    model = build_model(chosen, seed=settings.training.seed)
+    model.tokenizer = model.tokenizer or model.source.tokenizer
+    if model.tokenizer is None:
+        raise UserError(f"the source {chosen.source!r} has no tokenizer beside its weights; add one")
+    return model
 
 
 def claim_output(folder: Path, *, resume: bool) -> None:
@@ -218,13 +247,16 @@ def claim_output(folder: Path, *, resume: bool) -> None:
 def _as_yaml(settings: Settings) -> str:
     """All settings, defaults written out, as a file to train from again."""
     fields = settings.model_dump(mode="json")
+    if settings.model.pretrained is not None or settings.model.source is None:
+        fields["model"] = settings.model.model_dump(mode="json", exclude_unset=True)  # the others may not be given
     if fields["training"]["max_steps"] is not None:
         del fields["training"]["num_epochs"]  # its default, which counts for nothing then
     return yaml.safe_dump(fields, sort_keys=False)
 
 
 def _steps_per_epoch(settings: TrainingSettings, data: TrainingData) -> int:
-    return math.ceil(len(data.training) / settings.batch_size / settings.gradient_accumulation_steps)
+    num_examples = drawn_per_epoch(len(data.training), settings.epoch_fraction)
+    return math.ceil(num_examples / settings.batch_size / settings.gradient_accumulation_steps)
 
 
 def _num_steps(settings: TrainingSettings, data: TrainingData) -> int:

@@ -23,7 +23,8 @@ SHAPES = {
 
 def alone(shape="gpt_neo", seed=0):
     torch.manual_seed(seed)
-    return GeneratorAlone(SHAPES[shape](), vocab_size=VOCAB, generation_config=tiny_pair().generation_config).eval()
+    special = tiny_pair().generation_config
+    return GeneratorAlone.from_config(SHAPES[shape](), vocab_size=VOCAB, generation_config=special).eval()
 
 
 @torch.no_grad()

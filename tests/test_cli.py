@@ -19,7 +19,7 @@ from llm_modules import CombinedModel
 from llm_modules.cli import app
 from tests.conftest import tiny_generator_config, tiny_pair, tiny_source_config, tiny_tokenizer
 
-VERBS = ("demo", "train", "generate", "chat", "evaluate")
+VERBS = ("demo", "plan", "train", "generate", "chat", "evaluate", "import-reference")
 COMMAND = [sys.executable, "-m", "llm_modules.cli"]
 
 

@@ -239,12 +239,19 @@ def test_identity_start_equals_the_source(taps):
 
 
 def test_more_tokens_than_positions_are_refused():
-    model = tiny_pair(generator=tiny_generator_config(max_position_embeddings=16))
+    model = tiny_pair(generator=tiny_generator_config(max_position_embeddings=16), visibility="causal")
     assert logits_of(model, random_ids(1, 16)).shape == (1, 16, VOCAB)
     with pytest.raises(UserError, match="17 tokens are more than the generator's 16 positions"):
         logits_of(model, random_ids(1, 17))
     with pytest.raises(UserError, match="need 19 positions"):
         model.generate(random_ids(1, 10), max_new_tokens=10, do_sample=False)
+
+
+def test_prompts_longer_than_the_positions_work_with_prompt_visibility():  # in full: test_window.py
+    model = tiny_pair(generator=tiny_generator_config(max_position_embeddings=16))
+    assert model.generate(random_ids(1, 100), max_new_tokens=8, eos_token_id=None).shape == (1, 108)
+    with pytest.raises(UserError, match="17 tokens are more than the generator's 16 positions"):
+        logits_of(model, random_ids(1, 109), prompts=prompt_mask(1, 109, 100))
 
 
 # -- 8: a batch can be learned by heart --------------------------------------------------------------------------------

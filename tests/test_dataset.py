@@ -52,6 +52,22 @@ def test_prepare_never_cuts_an_example(tokenizer):
     assert [e.input_ids for e in kept] == [e.input_ids for e in whole if len(e) <= 25]
 
 
+def test_prepare_cuts_only_when_asked_and_counts_it(tokenizer):
+    lines = []
+    conversations = [conversation("1 + 1?", "2"), conversation("1 + 2?", "3 " * 40), conversation("long " * 30, "x")]
+    examples, left_out = prepare(
+        conversations,
+        with_template(tokenizer, "plain"),
+        max_length=200,
+        cut_to=24,
+        vocab_size=49152,
+        report=lines.append,
+    )
+    assert [len(example) for example in examples] == [len(examples[0]), 24]
+    assert len(examples[0]) < 24 and left_out.cut == 1
+    assert lines[0].startswith("kept 2 of 3 examples; left out 1:") and lines[0].endswith("; cut 1 to 24 tokens")
+
+
 def test_response_that_the_template_drops_has_no_trainable_token(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[0].content }}")
     with pytest.raises(UserError, match="no trainable token after masking: kept 0 of 1.*no token to learn"):
@@ -151,6 +167,24 @@ def test_length_grouping_is_decided_by_seed_and_epoch_alone():
     assert list(batches) == first
     batches.set_epoch(1)
     assert list(batches) != first
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=40), st.integers(1, 7), st.floats(0.05, 1.0))
+def test_share_of_an_epoch_is_drawn_anew_without_repetition(lengths, batch_size, fraction):
+    batches = LengthGroupedBatches(lengths, batch_size=batch_size, seed=3, fraction=fraction)
+    order = list(batches)
+    assert len(order) == len(batches) == len(set(order)) == max(1, round(len(lengths) * fraction))
+    assert set(order) <= set(range(len(lengths)))
+
+
+def test_each_epoch_draws_another_share():
+    batches = LengthGroupedBatches([5] * 100, batch_size=4, seed=0, fraction=0.3)
+    epochs = []
+    for epoch in range(30):
+        batches.set_epoch(epoch)
+        epochs.append(frozenset(batches))
+    assert len(set(epochs)) == 30
+    assert len(frozenset.union(*epochs)) == 100
 
 
 def test_length_grouping_leaves_little_padding():

@@ -160,8 +160,18 @@ def test_a_cache_kept_from_one_request_serves_the_next(wiring):
 def test_with_prompt_visibility_a_kept_cache_takes_no_second_prompt():
     model, ids = pair("prompt"), random_ids(1, 6)
     first = model.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=None, return_dict_in_generate=True)
+    longer = torch.cat([first.sequences, random_ids(1, 2, seed=4)], dim=1)
     with pytest.raises(UserError, match="the whole prompt must come in the first call; it has ended already"):
-        write(model, first.sequences, past_key_values=first.past_key_values)
+        write(model, longer, past_key_values=first.past_key_values)
+
+
+@pytest.mark.parametrize("visibility", ["prompt", "causal"])
+def test_an_answer_can_be_gone_on_with(visibility):
+    model, ids = pair(visibility), random_ids(2, 6)
+    kwargs = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
+    first = model.generate(ids, max_new_tokens=5, **kwargs)
+    second = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=4, **kwargs)
+    assert torch.equal(second.sequences, model.generate(ids, max_new_tokens=9, **kwargs).sequences)
 
 
 def test_writing_stops_at_the_sources_end_of_sequence():
@@ -178,9 +188,9 @@ def test_max_new_tokens_is_kept():
 
 def test_more_positions_than_the_generator_has_are_refused_before_writing():
     model = pair(generator=tiny_generator_config(max_position_embeddings=16))
-    assert write(model, random_ids(1, 10), max_new_tokens=7).shape == (1, 7)
+    assert write(model, random_ids(1, 7), max_new_tokens=10).shape == (1, 10)
     with pytest.raises(UserError, match="prompt and max_new_tokens need 17 positions, the generator has 16"):
-        write(model, random_ids(1, 10), max_new_tokens=8)
+        write(model, random_ids(1, 7), max_new_tokens=11)
 
 
 def test_other_caches_are_refused_by_name():

@@ -62,7 +62,7 @@ def test_muon_gets_the_matrices_of_the_generator_and_no_table(kind):
     if kind == "pair":
         model = tiny_pair()
     else:
-        model = GeneratorAlone(
+        model = GeneratorAlone.from_config(
             tiny_generator_config(), vocab_size=VOCAB, generation_config=tiny_pair().generation_config
         )
     optimizer = built(model, optimizer="muon", muon_learning_rate=0.05)

@@ -8,13 +8,14 @@ import threading
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from llm_modules import CombinedModel, UserError, trainer, training
 from llm_modules.data.dataset import Collator
-from llm_modules.data.templates import Example, with_template
+from llm_modules.data.templates import Example, encode_prompt, with_template
+from llm_modules.loading import load_trained
 from llm_modules.loss import LossVocabulary, cross_entropy
-from llm_modules.settings import DataSettings, Settings, TrainingSettings, load_settings
+from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings, load_settings
 from llm_modules.trainer import CombinedTrainer
 from llm_modules.training import (
     TrainingData,
@@ -472,6 +473,20 @@ def test_share_of_an_epoch_trains_as_many_steps(tmp_path):
     assert trainer.state.global_step == 7
 
 
+def test_part_of_the_data_makes_an_epoch(tmp_path):
+    settings = settings_of(tmp_path, num_epochs=2, epoch_fraction=0.3)
+    trainer = fit(tiny_pair(), data_of(20), settings, tokenizer=TOKENIZER)
+    assert trainer.state.global_step == 2 * 3  # 6 of 20 examples, two at a time
+
+
+def test_example_beyond_the_positions_is_refused_before_anything_is_computed(tmp_path):
+    model = tiny_pair(generator=tiny_generator_config(max_position_embeddings=16), visibility="causal")
+    long = TrainingData([Example(list(range(3, 15)), [5] * 9)], [])
+    with pytest.raises(UserError, match="21 tokens are more than the generator's 16 positions"):
+        fit(model, long, settings_of(tmp_path), tokenizer=TOKENIZER)
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_example_in_a_larger_batch_trains(tmp_path):
     data = TrainingData(examples(1), [])
     trainer = fit(tiny_pair(), data, settings_of(tmp_path, batch_size=8, num_epochs=3), tokenizer=TOKENIZER)
@@ -546,6 +561,38 @@ def test_published_training_form_runs(tmp_path, talking_source):
     question = [{"role": "user", "content": "1 + 2 ?"}]
     text = model.tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     assert text == "User:\n\n1 + 2 ?\n\nAssistant:\n\n"
+
+
+def test_trained_pair_is_trained_further(tmp_path, talking_source):
+    lines = write_lines(tmp_path / "lines.jsonl", conversations())
+    first = train(run_settings(tmp_path / "first", talking_source, lines), command=[])
+    settings = run_settings(tmp_path / "second", talking_source, lines, training={"learning_rate_bridge": 1e-9})
+    settings = settings.model_copy(update={"model": ModelSettings(pretrained=str(first))})
+    settings = settings.model_copy(
+        update={"training": settings.training.model_copy(update={"learning_rate_generator": 1e-9})}
+    )
+    second = train(settings, command=[])
+    before, after = (dict(CombinedModel.from_pretrained(folder).named_parameters()) for folder in (first, second))
+    for name in before:
+        torch.testing.assert_close(before[name], after[name], atol=1e-6, rtol=0)
+    assert load_settings(tmp_path / "second" / "settings.yaml").model.pretrained == str(first)
+
+
+def test_generator_is_trained_alone_with_its_own_tokenizer(tmp_path, talking_source):
+    lines = write_lines(tmp_path / "lines.jsonl", conversations())
+    config = tiny_generator_config(vocab_size=VOCAB)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt")
+    TOKENIZER.save_pretrained(tmp_path / "gpt")
+    settings = run_settings(tmp_path / "alone", talking_source, lines)
+    alone = ModelSettings(source=None, generator=str(tmp_path / "gpt"))
+    folder = train(settings.model_copy(update={"model": alone}), command=[])
+    model, tokenizer = load_trained(folder)
+    assert type(model).__name__ == "GPTNeoForCausalLM"
+    asked = torch.tensor([encode_prompt([{"role": "user", "content": "1 + 1 ?"}], tokenizer)])
+    assert model.generate(asked, max_new_tokens=2, min_new_tokens=2).shape[1] == asked.shape[1] + 2
+    before = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt")
+    assert not torch.equal(before.lm_head.weight, model.lm_head.weight)
+    assert load_settings(tmp_path / "alone" / "settings.yaml").model.source is None
 
 
 def test_source_without_a_tokenizer_is_refused(tmp_path, stored_source):

@@ -1,12 +1,13 @@
 """Answers do not depend on the batch they were written in, nor on how their prompts were read."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llm_modules import UserError
+from llm_modules import UserError, writing
 from llm_modules.writing import Writing, write
 from tests.conftest import VOCAB, randomise_, tiny_pair, tiny_source_config, tiny_tokenizer
 
@@ -38,8 +39,9 @@ def alone(model, prompt, **kwargs):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_answers_are_those_of_single_prompts_in_the_order_given(kind, batch_size):
+@pytest.mark.parametrize(("batch_size", "round_length"), [(1, 24), (4, 3), (64, 1), (64, 5)])
+def test_answers_are_those_of_single_prompts_in_the_order_given(kind, batch_size, round_length, monkeypatch):
+    monkeypatch.setattr(writing, "ROUND", round_length)
     model = MODELS[kind]()
     written = write(model, prompts(), TOKENIZER, max_new_tokens=NEW, batch_size=batch_size)
     expected = [alone(model, prompt) for prompt in prompts()]
@@ -73,7 +75,7 @@ class Scripted:
     def generate(self, ids, **kwargs):
         self.asked.append((ids.tolist(), kwargs))
         rows = torch.tensor([self.answers[ids[row, -1]] for row in range(len(ids))])
-        return torch.cat([ids, rows], dim=1)
+        return SimpleNamespace(sequences=torch.cat([ids, rows], dim=1), past_key_values=None)
 
 
 def test_answers_are_cut_at_the_end_of_sequence_and_counted():
@@ -91,6 +93,22 @@ def test_prompts_are_padded_on_the_left_and_masked():
     assert ids == [[2, 2, 4], [2, 7, 5], [9, 8, 3]]
     assert kwargs["attention_mask"].tolist() == [[0, 0, 1], [0, 1, 1], [1, 1, 1]]
     assert kwargs["do_sample"] is True and kwargs["temperature"] == 0.7 and kwargs["max_new_tokens"] == 1
+
+
+def test_finished_rows_leave_the_batch(monkeypatch):
+    monkeypatch.setattr(writing, "ROUND", 2)
+    model = language_model()
+    sizes = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
+    asked = prompts(30)
+    free = [alone(model, prompt) for prompt in asked]
+    stop = TOKENIZER.convert_tokens_to_ids(free[0].split()[1])  # the second word of the first answer ends answers
+    found = write(model, asked, TOKENIZER, max_new_tokens=NEW, stop_ids=[stop])
+    assert min(sizes) < max(sizes) == 30
+    word = TOKENIZER.convert_ids_to_tokens(stop)
+    for text, whole in zip(found.texts, free, strict=True):
+        words = whole.split()
+        assert text.split() == (words[: words.index(word)] if word in words else words)
 
 
 def test_prompt_with_a_token_the_model_lacks_is_refused():

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -29,6 +29,8 @@ class LeftOut:
     longest: int
     empty: int
     max_length: int
+    cut: int = 0
+    cut_to: int | None = None
 
     @property
     def total(self) -> int:
@@ -44,7 +46,9 @@ class LeftOut:
             )
         if self.empty:
             reasons.append(f"{self.empty:,} whose response has no token to learn")
-        return f"{line}; left out {self.too_long + self.empty:,}: {', '.join(reasons)}" if reasons else line
+        if reasons:
+            line = f"{line}; left out {self.too_long + self.empty:,}: {', '.join(reasons)}"
+        return f"{line}; cut {self.cut:,} to {self.cut_to} tokens" if self.cut else line
 
 
 def prepare(
@@ -54,9 +58,10 @@ def prepare(
     max_length: int,
     loss_on: LossOn = "response",
     vocab_size: int,
+    cut_to: int | None = None,
     report: Callable[[str], object] = print,
 ) -> tuple[list[Example], LeftOut]:
-    """Encode every assistant turn as an example; leave out, and count, what cannot be trained on. Nothing is cut.
+    """Encode every assistant turn as an example; leave out, and count, what cannot be trained on.
 
     Args:
         conversations: What `read_conversations` gives.
@@ -64,6 +69,8 @@ def prepare(
         max_length: Longest prompt and response together, in tokens.
         loss_on: Where loss will be taken; with `all`, an example whose response is empty still trains on its prompt.
         vocab_size: Rows in the source's embedding table.
+        cut_to: Cut longer examples to so many tokens, and count them, as the published code does. A prompt that leaves
+            no response then counts as too long. Nothing is ever cut otherwise.
         report: Receives the one line that says what was kept.
 
     Returns:
@@ -73,19 +80,22 @@ def prepare(
         UserError: No example is left, or the tokenizer gives an id that the source does not have.
     """
     examples: list[Example] = []
-    too_long = longest = empty = 0
+    too_long = longest = empty = cut = 0
     for conversation in conversations:
         for turns in response_turns(conversation):
             example = encode(turns, tokenizer)
-            if len(example) > max_length:
+            if len(example) > max_length or (cut_to is not None and len(example.prompt_ids) >= cut_to):
                 too_long += 1
                 longest = max(longest, len(example))
             elif loss_on == "response" and len(example.response_ids) == 1:  # only the end-of-sequence token
                 empty += 1
             else:
                 check_ids(example.input_ids, tokenizer, vocab_size=vocab_size)
+                if cut_to is not None and len(example) > cut_to:
+                    cut += 1
+                    example = replace(example, response_ids=example.response_ids[: cut_to - len(example.prompt_ids)])
                 examples.append(example)
-    left_out = LeftOut(kept=len(examples), too_long=too_long, longest=longest, empty=empty, max_length=max_length)
+    left_out = LeftOut(len(examples), too_long, longest, empty, max_length, cut, cut_to)
     report(str(left_out))
     if not examples:
         raise UserError(f"no trainable token after masking: {left_out}; raise max_length or check the data")
@@ -213,12 +223,14 @@ class LengthGroupedBatches(Sampler[int]):
         lengths: Tokens of each example.
         batch_size: Examples in a batch.
         seed: Together with the epoch it decides the order.
+        fraction: Share of the examples in an epoch, drawn anew for each.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int, fraction: float = 1.0) -> None:
         self.lengths = list(lengths)
         self.batch_size = batch_size
         self.seed = seed
+        self.fraction = fraction
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -226,15 +238,26 @@ class LengthGroupedBatches(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return drawn_per_epoch(len(self.lengths), self.fraction)
 
     def __iter__(self) -> Iterator[int]:
         random_state = torch.Generator().manual_seed(self.seed + self.epoch)
-        indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=random_state)
+        drawn = list(range(len(self.lengths)))
+        if len(self) < len(self.lengths):
+            drawn = torch.randperm(len(self.lengths), generator=random_state)[: len(self)].tolist()
+        grouped = get_length_grouped_indices(
+            [self.lengths[index] for index in drawn], self.batch_size, generator=random_state
+        )
+        indices = [drawn[index] for index in grouped]
         num_full = len(indices) // self.batch_size
         for batch in torch.randperm(num_full, generator=random_state).tolist():
             yield from indices[batch * self.batch_size : (batch + 1) * self.batch_size]
         yield from indices[num_full * self.batch_size :]  # a short last batch must stay last
+
+
+def drawn_per_epoch(num_examples: int, fraction: float) -> int:
+    """How many examples an epoch takes: a share of all, at least one."""
+    return max(1, round(num_examples * fraction))
 
 
 def padding_share(lengths: Sequence[int], order: Iterable[int], *, batch_size: int) -> float:

@@ -1,0 +1,101 @@
+"""How a benchmark is called, and where its figures go: screen, page and picture in `docs/`, JSON beside the script."""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from matplotlib.figure import Figure
+
+from llm_modules.files import write_text
+from llm_modules.plots import GREY, INK, save_figure
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "recipes"
+QUICK = Path("runs/quick")  # so that a quick run never replaces the figures that the docs cite
+BEGIN, END = "<!-- measured: rewritten by the command below -->", "<!-- end of what was measured -->"
+
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "figure.constrained_layout.use": True,
+    "grid.color": "#d8dde2",
+    "legend.frameon": False,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+}
+"""For `matplotlib.rc_context`: the look of the pictures in `llm_modules.plots`."""
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Options that every benchmark has."""
+    made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    made.add_argument("--quick", action="store_true", help=f"a small run, into {QUICK}")
+    made.add_argument("--output", type=Path, help="folder for the figures (default: this project's own)")
+    return made
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its columns aligned so that it also reads well on a screen."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [head, *rows]]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def publish(
+    name: str, given: argparse.Namespace, *, command: str, measured: str, figure: Figure, results: Mapping[str, Any],
+    started: float,
+) -> None:  # fmt: skip
+    """Print the measured table, put it into `docs/NAME.md`, and write `docs/NAME.png` and `benchmarks/NAME.json`.
+
+    In a page that is there already, only what stands between the two markers is replaced.
+    `started` is a time of `time.perf_counter`.
+    """
+    folder = given.output or (QUICK if given.quick else ROOT)
+    minutes = (time.perf_counter() - started) / 60
+    command += " --quick" * given.quick
+    machine = {
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    caption = (
+        f"`{command}`, seed {results['seed']}, {minutes:.1f} minutes on {machine['cpu']}, {machine['threads']} "
+        f"threads, no GPU; torch {machine['torch']}, fp32."
+    )
+    block = f"{measured}\n\n{caption}"
+    print(f"\n{block}\n")
+    page = folder / "docs" / f"{name}.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    before, _, rest = text.partition(BEGIN)
+    write_text(page, f"{before}{BEGIN}\n{block}\n{END}{rest.partition(END)[2] or chr(10)}")
+    picture = page.with_suffix(".png")
+    save_figure(figure, picture)
+    figures = folder / "benchmarks" / f"{name.replace('-', '_')}.json"
+    whole = {"command": command, "minutes": round(minutes, 1), "machine": machine, **results}
+    write_text(figures, json.dumps(whole, indent=1) + "\n")
+    print(f"page: {page}\npicture: {picture}\nfigures: {figures}")
+
+
+def _cpu() -> str:
+    """The processor's name, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.machine()

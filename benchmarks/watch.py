@@ -1,0 +1,55 @@
+"""How much memory and time the phases of a process take, and what arithmetic the machine sustains."""
+
+import gc
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import psutil
+import torch
+from transformers import PreTrainedConfig
+
+
+@dataclass
+class Watch:
+    """Seconds and peak memory of the phases of this process."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_gb: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Sample the resident memory fifty times a second while the block runs; memory of earlier peaks is returned."""
+        gc.collect()
+        process, done, sizes = psutil.Process(), threading.Event(), []
+
+        def sample() -> None:
+            while not done.wait(0.02):
+                sizes.append(process.memory_info().rss)
+
+        sampler = threading.Thread(target=sample, daemon=True)
+        sampler.start()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - start
+            done.set()
+            sampler.join()
+        self.peak_gb[name] = max([*sizes, process.memory_info().rss]) / 1e9
+        print(f"  {name}: {self.seconds[name]:.1f} s, peak {self.peak_gb[name]:.2f} GB", flush=True)
+
+
+def matmul_tflops(config: PreTrainedConfig, dtype: torch.dtype, rows: int = 512) -> float:
+    """What this machine sustains on the source's largest layer; the median of several."""
+    states = torch.randn(rows, config.hidden_size).to(dtype)
+    matrix = torch.randn(config.intermediate_size, config.hidden_size).to(dtype)
+    seconds = []
+    for _ in range(8):
+        start = time.perf_counter()
+        torch.nn.functional.linear(states, matrix)
+        seconds.append(time.perf_counter() - start)
+    return 2 * rows * matrix.numel() / statistics.median(seconds[1:]) / 1e12  # the first run only warms up

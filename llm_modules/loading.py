@@ -1,0 +1,52 @@
+"""Load whatever `llm-modules train` left in a folder, with the tokenizer it was trained with."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from llm_modules.configuration import CombinedConfig
+from llm_modules.errors import UserError
+from llm_modules.modeling import CombinedModel
+
+
+def load_trained(folder: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A pair, or a language model of any other kind (a generator trained alone), ready to answer, and its tokenizer.
+
+    Raises:
+        UserError: If the folder holds no usable model, or no tokenizer.
+    """
+    if _holds_another_kind(Path(folder)):
+        return load_causal_lm(folder)
+    model = CombinedModel.from_pretrained(folder).eval()
+    tokenizer = model.tokenizer or model.source.tokenizer
+    if tokenizer is None:
+        raise UserError(f"{folder} holds no tokenizer; save the model again with one")
+    return model, tokenizer
+
+
+def load_causal_lm(name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A causal language model of transformers in fp32, and its own tokenizer, from a folder or the hub.
+
+    Raises:
+        UserError: If there is none, or it cannot be reached.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{str(name)!r} could not be loaded as a language model with a tokenizer ({error}); give a folder that "
+            "holds both, or a hub id where there is a network"
+        ) from error
+    return model.eval(), tokenizer
+
+
+def _holds_another_kind(folder: Path) -> bool:
+    if not (folder / "config.json").is_file():
+        return False
+    try:
+        return not isinstance(AutoConfig.from_pretrained(folder, local_files_only=True), CombinedConfig)
+    except (ValueError, OSError, KeyError, TypeError):
+        return False  # CombinedModel.from_pretrained says what is wrong

@@ -1,0 +1,80 @@
+"""The benchmarks that the docs cite run, and at a small size already show what they are there to show."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from matplotlib import pyplot as plt
+
+from benchmarks import identity_start, leak
+from benchmarks.results import BEGIN, END, parser, publish
+
+GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
+
+
+def test_only_the_wiring_that_reads_the_future_falls_below_the_entropy_and_only_while_it_reads(
+    default_source, tmp_path
+):
+    leak.main(["--quick", "--output", str(tmp_path)])
+    found = {
+        (finding["data"], finding["visibility"]): finding
+        for finding in json.loads((tmp_path / "benchmarks" / "leak.json").read_text())["findings"]
+    }
+    entropy = math.log(leak.VOCAB)
+    leaky = found["random", "bidirectional"]
+    assert leaky["teacher_forced_nats"] < entropy - 0.1
+    assert leaky["decoding_nats"] > entropy
+    for visibility in leak.WITHOUT_FUTURE:
+        honest = found["random", visibility]
+        assert honest["teacher_forced_nats"] > entropy - 0.02
+        assert honest["decoding_nats"] == pytest.approx(honest["teacher_forced_nats"], abs=1e-3)
+    assert {visibility for data, visibility in found if data == "arithmetic"} == set(leak.VISIBILITIES)
+    assert found["arithmetic", "causal"]["exact_match"]["n"] == leak.SMALL.num_problems
+    assert "bidirectional" in (tmp_path / "docs" / "leak.md").read_text()
+    assert (tmp_path / "docs" / "leak.png").stat().st_size > 0
+
+
+def test_publishing_keeps_what_stands_around_the_measured_part_of_a_page(tmp_path, capsys):
+    given = parser("name", None).parse_args(["--output", str(tmp_path)])
+    page = tmp_path / "docs" / "some-name.md"
+    page.parent.mkdir()
+    page.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nWhat it costs.\n")
+    for measured in ("first", "second"):
+        publish(
+            "some-name",
+            given,
+            command="python -m benchmarks.name",
+            measured=measured,
+            figure=plt.figure(),
+            results={"seed": 0},
+            started=0.0,
+        )
+    before, after = page.read_text().split("second")
+    assert before == f"# Title\n\n{BEGIN}\n"
+    assert after.endswith(f"\n{END}\n\nWhat it costs.\n")
+    assert json.loads((tmp_path / "benchmarks" / "some_name.json").read_text())["seed"] == 0
+
+
+@pytest.mark.skipif(not GSM8K.is_file(), reason="GSM8K's train.jsonl does not lie beside the project")
+def test_a_pair_starts_as_its_source_and_then_falls_below_it(default_source, tmp_path):
+    identity_start.main([str(GSM8K), "--quick", "--output", str(tmp_path)])
+    results = json.loads((tmp_path / "benchmarks" / "identity_start.json").read_text())
+    source, course = results["source"], results["course"]
+    assert course["0"]["all"] == pytest.approx(source["all"], abs=1e-4)
+    assert course["0"]["text"] == pytest.approx(source["text"], abs=1e-4)
+    assert course[str(identity_start.SMALL.steps)]["all"] < source["all"]
+    assert results["published_start"]["all"] > results["ln_vocab_nats"] - 0.1
+    assert (tmp_path / "docs" / "identity-start.png").stat().st_size > 0
+
+
+def test_worked_steps_become_the_thought_and_calculator_marks_go():
+    record = {"question": "How many?", "answer": "She sold 48/2 = <<48/2=24>>24 clips.\nThat is all.\n#### 24"}
+    assert identity_start.to_conversation(record) == [
+        {"role": "user", "content": "How many?"},
+        {
+            "role": "assistant",
+            "content": "<|begin_of_thought|>\nShe sold 48/2 = 24 clips.\nThat is all.\n<|end_of_thought|>\n"
+            "<|begin_of_solution|>\n24\n<|end_of_solution|>",
+        },
+    ]
