@@ -21,10 +21,12 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from benchmarks.run import bandwidth_gb_per_s
 from benchmarks.watch import Watch, matmul_tflops
 from llm_modules import CombinedModel, Source
 from llm_modules.corpus import Corpus
 from llm_modules.files import write_text
+from llm_modules.loss import CHUNK_ELEMENTS
 from llm_modules.modeling import LEAK_WARNING
 from llm_modules.optimizer import build_optimizer
 from llm_modules.planning import Plan, plan
@@ -82,8 +84,8 @@ def measure(folder: Path, dtype: str, *, tokens: int, small: bool) -> dict[str, 
     """
     torch.manual_seed(SEED)
     shapes = {part: known_shape(name, **(SMALL_SHAPES[part] if small else {})) for part, name in MODELS.items()}
-    rates = {name: matmul_tflops(shapes["source"], getattr(torch, name)) for name in {"float32", dtype}}
-    print(f"{tokens} tokens, {torch.get_num_threads()} threads; matrix products: {rates} TFLOP/s")
+    rates = measure_rates(shapes["source"], shapes["generator"], getattr(torch, dtype), tokens)
+    print(f"{tokens} tokens, {torch.get_num_threads()} threads; TFLOP/s of matrix products, GB/s of memory: {rates}")
     watch = Watch()
     with watch.phase("make the source"):
         source = random_source(shapes["source"], getattr(torch, dtype))
@@ -96,7 +98,7 @@ def measure(folder: Path, dtype: str, *, tokens: int, small: bool) -> dict[str, 
         settings = settings_of(recipe, folder, shapes["generator"], dtype, tokens)
         planned = plan(settings, corpus=corpus_of(tokens))
         measured = run_pair(wiring, source, shapes["generator"], settings, tokens, watch)
-        results["wirings"][wiring] = compared = compare(planned, measured, rates, dtype)
+        results["wirings"][wiring] = compared = compare(planned, measured, rates, head=wiring)
         checks |= {f"{wiring}: {name}": holds for name, holds in verdicts(compared, dtype, small=small).items()}
     new, own = (results["wirings"][wiring]["parameters"]["measured"] for wiring in (PUBLISHED, BEST))
     counted = published_parameters(shapes["source"], shapes["generator"])
@@ -106,9 +108,9 @@ def measure(folder: Path, dtype: str, *, tokens: int, small: bool) -> dict[str, 
     checks["loading the stored source does not double it"] = loading["peak_over_weights"] < 1.5 or small
     machine = {"threads": torch.get_num_threads(), "processor": platform.machine(), "torch": torch.__version__}
     phases = {name: {"seconds": watch.seconds[name], "peak_gb": gb} for name, gb in watch.peak_gb.items()}
-    print_table(results, rates)
+    print_table(results)
     return rounded(
-        {"tokens": tokens, "machine": machine, "matmul_tflops": rates, "phases": phases, **results, "checks": checks}
+        {"tokens": tokens, "machine": machine, "rates": rates, "phases": phases, **results, "checks": checks}
     )
 
 
@@ -129,6 +131,21 @@ def random_source(config: PreTrainedConfig, dtype: torch.dtype) -> Source:
         for part in flat.split(len(block)):
             part.copy_(block[: len(part)])
     return Source.of(model, dtype=dtype)
+
+
+def measure_rates(
+    source: PreTrainedConfig, generator: PreTrainedConfig, dtype: torch.dtype, tokens: int
+) -> dict[str, float]:
+    """TFLOP/s of this machine at the shapes that most of a step consists of, and GB/s of its memory."""
+    D, d, V = source.hidden_size, generator.hidden_size, source.vocab_size
+    rows = min(tokens, CHUNK_ELEMENTS // V)
+    return {
+        "source": matmul_tflops(tokens, D, source.intermediate_size, dtype),
+        "generator": matmul_tflops(tokens, d, 4 * d, torch.float32),
+        PUBLISHED: matmul_tflops(rows, d, V, torch.float32),
+        BEST: matmul_tflops(rows, D, V, dtype),
+        "memory": bandwidth_gb_per_s(),
+    }
 
 
 def settings_of(recipe: str, source: Path, generator: PreTrainedConfig, dtype: str, tokens: int) -> Settings:
@@ -207,10 +224,12 @@ def published_parameters(source: PreTrainedConfig, generator: PreTrainedConfig) 
     return entrance + 2 * attention + gpt_neo + d * V
 
 
-def compare(planned: Plan, measured: dict[str, Any], rates: dict[str, float], dtype: str) -> dict[str, Any]:
-    """The plan's figures beside what was measured; the source computes in its own number type, the rest in fp32."""
+def compare(planned: Plan, measured: dict[str, Any], rates: dict[str, float], *, head: str) -> dict[str, Any]:
+    """The plan's figures beside what was measured, each part of the work at the rate of its own shape."""
     work = planned.per_example
-    seconds = work.reading / rates[dtype] / 1e12 + work.learning / rates["float32"] / 1e12
+    parts = {"source": work.reading, "generator": work.learning - work.head, head: work.head}
+    seconds = sum(flops / rates[part] for part, flops in parts.items()) / 1e12
+    seconds += planned.moved_per_step / rates["memory"] / 1e9
     return {
         "parameters": {"planned": planned.num_trainable, "measured": measured["parameters"]},
         "frozen": {"planned": planned.frozen, "measured": measured["frozen"]},
@@ -269,9 +288,9 @@ def load_source(folder: Path, dtype: str) -> tuple[float, float, float]:
     return before, watch.peak_gb["load"], watch.seconds["load"]
 
 
-def print_table(results: dict[str, Any], rates: dict[str, float]) -> None:
+def print_table(results: dict[str, Any]) -> None:
     """Planned beside measured."""
-    print(f"\n{'':16} {'':12} {'planned':>15} {'measured':>15}   matrix products {rates}")
+    print(f"\n{'':16} {'':12} {'planned':>15} {'measured':>15}")
     for wiring, compared in results["wirings"].items():
         for what in ("parameters", "frozen", "peak_gb", "step_s"):
             pair = compared[what]

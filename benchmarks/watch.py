@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import psutil
 import torch
-from transformers import PreTrainedConfig
 
 
 @dataclass
@@ -43,10 +42,10 @@ class Watch:
         print(f"  {name}: {self.seconds[name]:.1f} s, peak {self.peak_gb[name]:.2f} GB", flush=True)
 
 
-def matmul_tflops(config: PreTrainedConfig, dtype: torch.dtype, rows: int = 512) -> float:
-    """What this machine sustains on the source's largest layer; the median of several."""
-    states = torch.randn(rows, config.hidden_size).to(dtype)
-    matrix = torch.randn(config.intermediate_size, config.hidden_size).to(dtype)
+def matmul_tflops(rows: int, wide: int, out: int, dtype: torch.dtype) -> float:
+    """What this machine sustains on `rows` states of a layer from `wide` to `out`; the median of several."""
+    states = torch.randn(rows, wide).to(dtype)
+    matrix = torch.full((out, wide), 0.02, dtype=dtype)
     seconds = []
     for _ in range(8):
         start = time.perf_counter()

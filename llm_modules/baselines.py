@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -19,6 +18,7 @@ from llm_modules.errors import UserError
 from llm_modules.files import written_beside
 from llm_modules.generator import position_limit
 from llm_modules.loss import LossVocabulary, cross_entropy, label_rows
+from llm_modules.readout import Readout
 
 
 class GeneratorAlone(nn.Module):
@@ -108,27 +108,22 @@ class GeneratorAlone(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
         if labels is None:
-            return CausalLMOutputWithPast(logits=self._project(states))
+            return CausalLMOutputWithPast(logits=self._read_out(states).logits())
         predicts, targets = label_rows(labels)
         if not len(targets):
             raise UserError("no position has a label after masking; check labels and max_length")
-        loss = cross_entropy(
-            states[predicts],
-            targets,
-            self._project,
-            vocab_size=self.config.vocab_size,
-            vocabulary=loss_vocabulary,
-            num_items=num_items_in_batch,
-        )
+        vocabulary = None if loss_vocabulary is None else loss_vocabulary.to(states.device)
+        readout = self._read_out(states[predicts], None if vocabulary is None else vocabulary.words)
+        loss = cross_entropy(readout, targets, vocabulary=vocabulary, num_items=num_items_in_batch)
         return CausalLMOutputWithPast(loss=loss)
 
     def generate(self, *args, **kwargs) -> Tensor:
         """As transformers' `generate`."""
         return self.model.generate(*args, **kwargs)
 
-    def _project(self, rows: Tensor, final: Tensor | None = None, words: Tensor | None = None) -> Tensor:
+    def _read_out(self, states: Tensor, words: Tensor | None = None) -> Readout:
         matrix = self.model.get_output_embeddings().weight
-        return F.linear(rows, matrix if words is None else matrix[words])
+        return Readout(states, matrix if words is None else matrix[words])
 
 
 def _without_tied(module: GeneratorAlone, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

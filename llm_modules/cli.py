@@ -72,6 +72,7 @@ def plan(
     config: Config,
     overrides: Overrides = None,
     tflops: Annotated[float, typer.Option(min=1e-6, help="10^12 operations a second that the device sustains.")] = 50.0,
+    gb_per_s: Annotated[float, typer.Option(min=1e-6, help="10^9 bytes a second to and from its memory.")] = 300.0,
     dollars_per_hour: Annotated[float, typer.Option(min=0.0, help="Price of the device.")] = 0.8,
     examples: Annotated[int | None, typer.Option(min=2, help="Examples, where the data do not lie here.")] = None,
     tokens_per_example: Annotated[float | None, typer.Option(min=2, help="Their mean tokens, as trained on.")] = None,
@@ -85,7 +86,7 @@ def plan(
     from llm_modules.planning import plan as make_plan
 
     given = Given(examples=examples, tokens_per_example=tokens_per_example, prompt_tokens=prompt_tokens)
-    typer.echo(make_plan(settings, given=given, tflops=tflops, dollars_per_hour=dollars_per_hour))
+    typer.echo(make_plan(settings, given=given, tflops=tflops, gb_per_s=gb_per_s, dollars_per_hour=dollars_per_hour))
 
 
 @app.command()

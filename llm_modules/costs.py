@@ -1,5 +1,6 @@
 """What training costs in arithmetic and memory, by formulas; `docs/planning.md` explains them."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,11 +13,14 @@ from llm_modules.features import READ_TOKENS
 from llm_modules.loss import CHUNK_ELEMENTS
 from llm_modules.modeling import CombinedModel
 from llm_modules.optimizer import build_optimizer
+from llm_modules.readout import folding_pays
 from llm_modules.settings import Settings
 from llm_modules.shapes import Skeleton
 
 Device = Literal["cpu", "gpu"]
 FP32, BF16 = 4, 2  # bytes
+UPDATE_PASSES = 10  # over every number: clipping reads, reads and writes gradients; AdamW reads four and writes three
+LOGIT_PASSES = 9  # written; read for the largest; less it; exponents; their sum; divided by it
 PROGRAM_BYTES: dict[Device, int] = {
     "cpu": 650_000_000,  # Python with torch, transformers and datasets; measured
     "gpu": 1_000_000_000,  # context and libraries of the accelerator; not measured
@@ -124,11 +128,13 @@ class Arithmetic:
         reading: The source's forward pass.
         learning: Forward and backward pass of all that trains, the head included.
         judging: Forward pass of all that trains, as validation needs it.
+        head: What of `learning` is the head's: products of another shape, which run at another speed.
     """
 
     reading: float
     learning: float
     judging: float
+    head: float
 
 
 def num_by_part(skeleton: Skeleton) -> dict[str, int]:
@@ -155,11 +161,26 @@ def arithmetic(skeleton: Skeleton, settings: Settings, lengths: Lengths, *, num_
         reading = source.forward_flops(lengths.read) * max(config.taps) / source.num_layers
         forward += _bridge_flops(skeleton.model.bridge, lengths, width=config.d_generator)
     labelled = settings.training.batch_size * lengths.labelled
-    again = 1 if labelled > _rows_per_chunk(num_words) else 0  # chunks of logits are computed again going back
-    trained, frozen = _head_weights(skeleton, num_words)
-    head = 2 * lengths.labelled * (trained * (3 + again) + frozen * (2 + again))
+    head = _head_flops(skeleton, labelled, num_words=num_words) / settings.training.batch_size
     trained, frozen = _head_weights(skeleton, skeleton.model.config.vocab_size)
-    return Arithmetic(reading, 3 * forward + head, forward + 2 * lengths.labelled * (trained + frozen))
+    return Arithmetic(reading, 3 * forward + head, forward + 2 * lengths.labelled * (trained + frozen), head)
+
+
+def moved_bytes(skeleton: Skeleton, settings: Settings, lengths: Lengths, *, num_words: int) -> float:
+    """Bytes that an update of the weights carries to and from memory beside its matrix products.
+
+    Args:
+        skeleton: What trains, and its source.
+        settings: Of the run.
+        lengths: Tokens of an example.
+        num_words: Words in the softmax while training.
+    """
+    passes, num_weights = settings.training.gradient_accumulation_steps, skeleton.model.num_parameters()
+    labelled = settings.training.batch_size * lengths.labelled
+    added = 3 * num_weights * (passes - 1)  # two gradients read, their sum written
+    if getattr(skeleton.model.config, "head", "new") == "new":  # read and written for each chunk, and to be scaled
+        added += 2 * passes * _head_weights(skeleton, num_words)[0] * (_num_chunks(labelled, num_words) + 1)
+    return FP32 * (UPDATE_PASSES * num_weights + added + LOGIT_PASSES * passes * labelled * num_words)
 
 
 def memory_bytes(
@@ -178,9 +199,10 @@ def memory_bytes(
     model, body, rows = skeleton.model, _generator_body(skeleton), settings.training.batch_size
     precision = settings.training.precision
     mixes = precision == "bfloat16" or (precision == "auto" and device == "gpu")  # both kinds of numbers are kept
-    chunk = min(rows * lengths.labelled, _rows_per_chunk(num_words)) * num_words
+    labelled = rows * lengths.labelled
+    chunk = labelled * num_words / _num_chunks(labelled, num_words)
     kept = body.kept_bytes(lengths.written, score_bytes=FP32 + BF16 if mixes else FP32)
-    working = rows * body.working_bytes(lengths.written) + 3 * FP32 * chunk
+    working = rows * body.working_bytes(lengths.written) + chunk * (FP32 + (2 * BF16 if mixes else 0))
     kept += lengths.labelled * FP32 * body.width
     parts: dict[str, float] = {}
     if skeleton.source is not None and isinstance(model, CombinedModel):
@@ -189,8 +211,8 @@ def memory_bytes(
         together = max(rows * lengths.read, READ_TOKENS) if kept_knowledge else rows * lengths.read
         parts["source reading"] = source.reading_bytes(together, itemsize)
         kept += _bridge_bytes(model, lengths, keeps_scores=device == "cpu" and model.config.dropout > 0)
-        if model.config.head == "new" and rows * lengths.labelled > _rows_per_chunk(num_words):
-            working += 2 * FP32 * _num(model.head)  # autograd holds a chunk's gradient, the others', and their sum
+        if _folds(skeleton, labelled):
+            working += 2 * FP32 * num_words * body.width  # the words' matrix behind the projection, and its gradient
     parts["trainable weights"] = model.num_parameters() * (FP32 + (BF16 if mixes else 0))
     parts["gradients"] = model.num_parameters() * FP32
     parts["optimizer states"] = optimizer_bytes(skeleton, settings)
@@ -221,8 +243,24 @@ def _head_weights(skeleton: Skeleton, num_words: int) -> tuple[int, int]:
     return num_words * _generator_body(skeleton).width, 0
 
 
-def _rows_per_chunk(num_words: int) -> int:
-    return max(1, CHUNK_ELEMENTS // num_words)
+def _head_flops(skeleton: Skeleton, labelled: float, *, num_words: int) -> float:
+    """From states to the loss and back."""
+    trained, frozen = _head_weights(skeleton, num_words)
+    if not _folds(skeleton, labelled):
+        return 2 * labelled * (3 * trained + 2 * frozen)
+    narrow, wide = skeleton.model.config.d_generator, skeleton.model.config.d_source
+    return 2 * num_words * narrow * (3 * labelled + 2 * wide)
+
+
+def _folds(skeleton: Skeleton, labelled: float) -> bool:
+    model = skeleton.model
+    if not isinstance(model, CombinedModel) or model.config.head != "source" or model.config.start == "identity":
+        return False
+    return folding_pays(int(labelled), narrow=model.config.d_generator, wide=model.config.d_source)
+
+
+def _num_chunks(labelled: float, num_words: int) -> int:
+    return math.ceil(labelled / max(1, CHUNK_ELEMENTS // num_words))
 
 
 def _bridge_flops(bridge: Bridge, lengths: Lengths, *, width: int) -> float:

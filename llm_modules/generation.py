@@ -1,5 +1,7 @@
 """How transformers' `generate` decodes a combined model: its cache, and which tokens are the prompt."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import GenerationMixin
@@ -17,6 +19,7 @@ class CombinedGenerationMixin(GenerationMixin):
     _position_limit: int | None
     _window_size: int | None
     source: Source
+    fold_head_: Callable[[], None]
 
     def generate(self, inputs: Tensor | None = None, *args, **kwargs):
         """Continue prompts, as in transformers: what is passed in is the prompt, what is written the response.
@@ -30,6 +33,7 @@ class CombinedGenerationMixin(GenerationMixin):
             kwargs["prompt_mask"] = begun.prompt_mask
         if prompts is not None and kwargs.get("prompt_mask") is None:
             kwargs["prompt_mask"] = torch.ones_like(prompts, dtype=torch.bool)  # decoding without a cache needs it
+        self.fold_head_()
         return super().generate(inputs, *args, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs) -> dict:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, EncoderDecoderCache
+from transformers import Cache, EncoderDecoderCache
 
 from llm_modules.configuration import CombinedConfig
 from llm_modules.errors import UserError
+from llm_modules.growing import growing_cache
 from llm_modules.loss import IGNORED
 
 
@@ -46,8 +47,8 @@ class CombinedCache(EncoderDecoderCache):
     """
 
     def __init__(self, config: CombinedConfig):
-        super().__init__(DynamicCache(config=config.generator), DynamicCache())
-        self.source_cache = DynamicCache(config=config.source) if config.visibility == "causal" else None
+        super().__init__(growing_cache(config.generator), growing_cache())
+        self.source_cache = growing_cache(config.source) if config.visibility == "causal" else None
         self.prompt_mask: Tensor | None = None  # [batch, prompt_len] knowledge that `prompt` visibility may read
         self.window_mask: Tensor | None = None  # [batch, num_kept] columns of the prompt that entered the generator
         self.num_left_out = 0  # columns of the prompt that did not

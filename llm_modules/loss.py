@@ -1,14 +1,12 @@
 """Cross-entropy at labelled positions only; the one place where labels are shifted and masked."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from llm_modules.errors import UserError
+from llm_modules.readout import Readout
 
 IGNORED = -100  # a label that carries no loss, as everywhere in torch and transformers
 CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MB in fp32
@@ -71,43 +69,89 @@ def label_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cross_entropy(
-    states: Tensor,
+    readout: Readout,
     targets: Tensor,
-    project: Callable[[Tensor, Tensor | None, Tensor | None], Tensor],
     *,
-    final: Tensor | None = None,
-    vocab_size: int,
     vocabulary: LossVocabulary | None = None,
     num_items: Tensor | int | None = None,
 ) -> Tensor:
     """Mean cross-entropy in nats, never holding `[num_labels, V]` logits at once.
 
+    Gradients are worked out on the way forward, while a chunk's logits are there, so nothing is computed twice; they
+    can be handed back once (`retain_graph` does not keep them).
+
     Args:
-        states: `[num_labels, d]` what the head reads.
+        readout: Gives the logits, of `num_labels` rows.
         targets: `[num_labels]` token ids.
-        project: The head: states, final states and the words wanted (`None` for all) to logits.
-        final: `[num_labels, D]` what the head adds to, if anything.
-        vocab_size: `V`, for sizing the chunks.
-        vocabulary: Words that stand for the vocabulary; `None` for all of it.
+        vocabulary: The words that the logits are of; `None` for all.
         num_items: Divide the sum by this instead of by `num_labels` (gradient accumulation).
+
+    Raises:
+        UserError: If a target is not in the vocabulary.
     """
+    log_weights = None
     if vocabulary is not None:
-        vocabulary = vocabulary.to(states.device)
-        targets = vocabulary.positions(targets)
-        vocab_size = len(vocabulary.words)
-
-    def chunk_loss(rows: Tensor, chunk_final: Tensor | None, chunk_targets: Tensor) -> Tensor:
-        logits = project(rows, chunk_final, None if vocabulary is None else vocabulary.words).float()
-        if vocabulary is not None:
-            logits = logits + vocabulary.log_weights
-        return F.cross_entropy(logits, chunk_targets, reduction="sum")
-
-    rows_per_chunk = max(1, CHUNK_ELEMENTS // vocab_size)
-    if len(targets) <= rows_per_chunk:
-        total = chunk_loss(states, final, targets)
-    else:
-        starts = range(0, len(targets), rows_per_chunk)
-        parts = [slice(start, start + rows_per_chunk) for start in starts]
-        chunks = [(states[part], None if final is None else final[part], targets[part]) for part in parts]
-        total = torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+        targets, log_weights = vocabulary.positions(targets), vocabulary.log_weights
+    total = _SummedCrossEntropy.apply(
+        readout.rows, readout.matrix, readout.bias, readout.cap, targets, log_weights, torch.is_grad_enabled()
+    )
     return total / (len(targets) if num_items is None else num_items)
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Sum over rows of `logsumexp(logits) - logits[target]` in fp32, `CHUNK_ELEMENTS` logits at a time, one buffer."""
+
+    @staticmethod
+    def forward(ctx, rows, matrix, bias, cap, targets, log_weights, with_gradients):
+        wanted = [given is not None and given.requires_grad and with_gradients for given in (rows, matrix, bias)]
+        computed = torch.get_autocast_dtype(rows.device.type) if torch.is_autocast_enabled(rows.device.type) else None
+        low = matrix.to(computed or matrix.dtype)  # what the matrix products run in
+        by_rows, by_matrix, by_bias = (
+            torch.zeros_like(given) if want else None for given, want in zip((rows, matrix, bias), wanted, strict=True)
+        )
+        rows_per_chunk = max(1, min(len(rows), CHUNK_ELEMENTS // len(matrix)))
+        products = low.new_empty(rows_per_chunk, len(matrix))
+        total = rows.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(rows), rows_per_chunk):
+            part = slice(start, start + rows_per_chunk)
+            states, chosen = rows[part].to(low.dtype), targets[part]
+            number = torch.arange(len(chosen), device=rows.device)
+            logits = torch.mm(states, low.T, out=products[: len(chosen)]).float()  # the buffer itself, if that is fp32
+            if bias is not None:
+                logits += bias
+            slope = None
+            if cap is not None:
+                logits.div_(cap).tanh_()
+                slope = 1 - logits.square()
+                logits *= cap
+            if log_weights is not None:
+                logits += log_weights
+            logits -= logits.amax(-1, keepdim=True)
+            total -= logits[number, chosen].sum()
+            sums = logits.exp_().sum(-1, keepdim=True)
+            total += sums.log().sum()
+            if not any(wanted):
+                continue
+            logits /= sums
+            logits[number, chosen] -= 1  # now the gradient of the logits
+            if slope is not None:
+                logits *= slope
+            lowered = logits.to(low.dtype)
+            if by_rows is not None:
+                by_rows[part] = lowered @ low
+            if by_matrix is not None and low.dtype == by_matrix.dtype:
+                by_matrix.addmm_(lowered.T, states)
+            elif by_matrix is not None:
+                by_matrix += lowered.T @ states
+            if by_bias is not None:
+                by_bias += logits.sum(0)
+        ctx.gradients = (by_rows, by_matrix, by_bias)
+        return total
+
+    @staticmethod
+    def backward(ctx, outer):
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss were handed back before; compute it anew")
+        gradients, ctx.gradients = ctx.gradients, None
+        # in place: of a large head there is room for one gradient only
+        return *(None if given is None else given.mul_(outer) for given in gradients), None, None, None, None

@@ -22,6 +22,7 @@ from llm_modules.generation import CombinedGenerationMixin
 from llm_modules.generator import GeneratorLike, build_generator, load_generator, position_limit
 from llm_modules.knowledge import CombinedCache, Knowledge, resolve_prompt_mask
 from llm_modules.loss import LossVocabulary, cross_entropy, label_rows
+from llm_modules.readout import FoldedHead, Readout, folding_pays
 from llm_modules.source import Source, SourceLike, positions
 from llm_modules.storage import StoredModel
 from llm_modules.window import Window
@@ -57,6 +58,7 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
         if config.visibility == "bidirectional":
             warnings.warn(LEAK_WARNING, stacklevel=2)
         self._attached_source: Source | None = None
+        self._folded_head: FoldedHead | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None  # saved beside the weights; the source's if left out
         self.bridge = Bridge(config)
         self.generator = build_generator(config.generator) if generator is None else generator
@@ -214,22 +216,20 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             if not len(targets):
                 raise UserError("no position has a label after masking; check labels and max_length")
             self._check_inside(window, predicts, "labels")
-            loss = cross_entropy(
+            vocabulary = None if loss_vocabulary is None else loss_vocabulary.to(states.device)
+            readout = self._read_out(
                 states[predicts],
-                targets,
-                self._project,
-                final=None if final is None else final[predicts],
-                vocab_size=self.config.vocab_size,
-                vocabulary=loss_vocabulary,
-                num_items=num_items_in_batch,
+                None if final is None else final[predicts],
+                None if vocabulary is None else vocabulary.words,
             )
+            loss = cross_entropy(readout, targets, vocabulary=vocabulary, num_items=num_items_in_batch)
             return CausalLMOutputWithPast(loss=loss)
         kept = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
         if window is not None:
             asked = torch.zeros_like(attention_mask, dtype=torch.bool)
             asked[:, kept] = attention_mask[:, kept].bool()
             self._check_inside(window, asked, "logits")
-        logits = self._project(states[:, kept], None if final is None else final[:, kept])
+        logits = self._read_out(states[:, kept], None if final is None else final[:, kept]).logits()
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
     def _embed_response(self, input_ids: Tensor) -> Tensor:
@@ -347,25 +347,54 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
         states = self.generator(**kwargs, past_key_values=past).last_hidden_state
         return states if window is None else window.put_back(states)
 
-    def _final_states(self, knowledge: Knowledge | None, is_prompt: Tensor | None, length: int) -> Tensor:
-        """The source's final states `[batch, length, D]`, zero where it read nothing."""
-        if knowledge is None:
-            assert is_prompt is not None  # noqa: S101 - only `prompt` visibility decodes without knowledge
-            return is_prompt.new_zeros(*is_prompt.shape, self.config.d_source, dtype=self.dtype)
+    def _final_states(self, knowledge: Knowledge | None, is_prompt: Tensor | None, length: int) -> Tensor | None:
+        """The source's final states `[batch, length, D]`, zero where it read nothing; `None` if nowhere."""
+        if knowledge is None:  # `prompt` visibility, past the prompt
+            return None
         final = knowledge.states[:, :, -1]  # taps ascend, so the final state is the last
         if is_prompt is None:
             return final
         return F.pad(final, (0, 0, 0, length - final.shape[1])) * is_prompt[..., None]
 
-    def _project(self, rows: Tensor, final: Tensor | None = None, words: Tensor | None = None) -> Tensor:
+    def _read_out(self, states: Tensor, final: Tensor | None = None, words: Tensor | None = None) -> Readout:
         """The head: generator's states `[..., d]`, and the source's final ones `[..., D]` to add to, to logits."""
         if self.config.head == "new":
-            return F.linear(rows, self.head.weight if words is None else self.head.weight[words])
+            return Readout(states, self.head.weight if words is None else self.head.weight[words])
         if final is not None:
-            return self.source.logits(final + self.head(rows), words)
-        if words is not None and len(words) < rows.shape[0]:
-            return self.source.logits(rows, words, projection=self.head)
-        return self.source.logits(self.head(rows), words)
+            return self.source.readout(final + self.head(states), words)
+        if self._folded_head is not None and words is None and not torch.is_grad_enabled():
+            if self._folded_head.is_of(*self._head_parts):
+                return self._folded_head.read(states)
+            self._folded_head = None
+        num_rows, (wide, narrow) = states.shape[:-1].numel(), self.head.weight.shape
+        if folding_pays(num_rows, narrow=narrow, wide=wide):
+            return self.source.readout(states, words, projection=self.head)
+        return self.source.readout(self.head(states), words)
+
+    @torch.no_grad()
+    def fold_head_(self) -> None:
+        """Put the source's output matrix through the head's projection once, so that a token reads `[V, d]` of it.
+
+        `generate` calls this. It is kept, `V d` numbers, until the head changes or trains, and gives the same logits.
+        """
+        config, matrix = self.config, self.source.output_matrix
+        takes_final = config.start == "identity" and config.visibility != "prompt"
+        smaller = self.head.weight.element_size() * config.d_generator < matrix.element_size() * config.d_source
+        if config.head != "source" or takes_final or not smaller:
+            return
+        if self._folded_head is None or not self._folded_head.is_of(*self._head_parts):
+            any_rows = self.head.weight.new_empty(0, config.d_generator)
+            self._folded_head = FoldedHead(self.source.readout(any_rows, projection=self.head), *self._head_parts)
+
+    @property
+    def _head_parts(self) -> tuple[Tensor, ...]:
+        return self.source.output_matrix, *self.head.parameters()
+
+    def train(self, mode: bool = True) -> "CombinedModel":
+        """As for every module; what decoding had prepared is dropped."""
+        if mode:
+            self._folded_head = None
+        return super().train(mode)
 
     def _check_length(self, attention_mask: Tensor, window: Window | None, cache: CombinedCache | None) -> None:
         # padding counts: GPT-Neo, for one, keeps a square mask of its positions

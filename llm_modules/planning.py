@@ -14,6 +14,7 @@ from llm_modules.costs import (
     Lengths,
     arithmetic,
     memory_bytes,
+    moved_bytes,
     num_by_part,
     optimizer_bytes,
 )
@@ -36,12 +37,14 @@ class Plan:
         corpus: The data.
         schedule: Epochs and steps.
         per_example: FLOPs of one example of mean length.
+        moved_per_step: Bytes that an update carries to and from memory beside its matrix products.
         reads_once: Whether the source reads before training, and its knowledge is kept.
         knowledge_bytes: What the source says about all examples takes.
         memory: Bytes by part, for each kind of device.
         disk: Bytes by what is stored.
         device: Where training would run on this machine.
         tflops: Arithmetic that the device sustains, in 10^12 a second.
+        gb_per_s: What it carries to and from memory, in 10^9 bytes a second.
         dollars_per_hour: Price of the device.
         notes: What the reader should know beside.
     """
@@ -51,12 +54,14 @@ class Plan:
     corpus: Corpus
     schedule: Schedule
     per_example: Arithmetic
+    moved_per_step: float
     reads_once: bool
     knowledge_bytes: float
     memory: dict[Device, dict[str, float]]
     disk: dict[str, float]
     device: Device
     tflops: float
+    gb_per_s: float
     dollars_per_hour: float
     notes: tuple[str, ...] = ()
 
@@ -90,8 +95,9 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """At `tflops`."""
-        return sum(self.flops.values()) / (self.tflops * 1e12) / 3600
+        """At `tflops` and `gb_per_s`, one after the other."""
+        moved = self.schedule.num_steps * self.moved_per_step
+        return (sum(self.flops.values()) / (self.tflops * 1e12) + moved / (self.gb_per_s * 1e9)) / 3600
 
     @property
     def dollars(self) -> float:
@@ -104,7 +110,7 @@ class Plan:
         memory, disk = (sum(sizes.values()) / 1e9 for sizes in (self.memory["gpu"], self.disk))
         return (
             f"{memory:.0f} GB of GPU memory, {self.hours:.1f} hours and {self.dollars:.2f} dollars at "
-            f"{self.tflops:g} TFLOP/s, {disk:.0f} GB of disk"
+            f"{self.tflops:g} TFLOP/s and {self.gb_per_s:g} GB/s, {disk:.0f} GB of disk"
         )
 
     def __str__(self) -> str:
@@ -128,7 +134,8 @@ class Plan:
             _line("  an epoch", f"{self.flops_per_epoch / 1e12:,.1f}", f"{schedule.steps_per_epoch:,} steps"),
             *(_line(f"  in all: {part}", f"{flop / 1e12:,.1f}") for part, flop in flops.items()),
             _line("  in all", f"{sum(flops.values()) / 1e12:,.1f}"),
-            _line(f"hours at {self.tflops:g} TFLOP/s", f"{self.hours:,.2f}"),
+            _line("moved beside, GB a step", f"{self.moved_per_step / 1e9:,.2f}"),
+            _line(f"hours at {self.tflops:g} TFLOP/s, {self.gb_per_s:g} GB/s", f"{self.hours:,.2f}"),
             _line(f"dollars at {self.dollars_per_hour:g} an hour", f"{self.dollars:,.2f}"),
             _line(f"memory, GB (here: {self.device.upper()})", "CPU", "     GPU"),
             *(_line(f"  {part}", *(f"{self._gb(device, part):8.2f}" for device in DEVICES)) for part in self._parts),
@@ -156,6 +163,7 @@ def plan(
     given: Given | None = None,
     corpus: Corpus | None = None,
     tflops: float = 50.0,
+    gb_per_s: float = 300.0,
     dollars_per_hour: float = 0.8,
 ) -> Plan:
     """Work out what training needs, without reading or making any weights.
@@ -165,6 +173,7 @@ def plan(
         given: What the user says about the data.
         corpus: The data's numbers; worked out from settings and `given` if left out.
         tflops: Arithmetic that the device sustains, in 10^12 a second.
+        gb_per_s: What it carries to and from memory, in 10^9 bytes a second.
         dollars_per_hour: Its price.
 
     Raises:
@@ -197,6 +206,7 @@ def plan(
         corpus=corpus,
         schedule=schedule,
         per_example=arithmetic(bones, settings, mean, num_words=num_words),
+        moved_per_step=moved_bytes(bones, settings, mean, num_words=num_words),
         reads_once=reads_once,
         knowledge_bytes=knowledge,
         memory={
@@ -213,6 +223,7 @@ def plan(
         disk=_disk_bytes(bones, settings, schedule),
         device="gpu" if torch.accelerator.is_available() else "cpu",
         tflops=tflops,
+        gb_per_s=gb_per_s,
         dollars_per_hour=dollars_per_hour,
         notes=tuple(notes),
     )

@@ -20,6 +20,7 @@ from transformers import (
 
 from llm_modules.errors import UserError
 from llm_modules.fingerprint import fingerprint_folder, fingerprint_model, weight_files
+from llm_modules.readout import Readout
 from llm_modules.source_files import hub_commit, resolve_folder, source_identity, stored_folder, stored_tables
 
 
@@ -257,26 +258,27 @@ class Source:
         """`[batch, length]` token ids to `[batch, length, D]` rows of the frozen embedding table."""
         return F.embedding(input_ids, self.embedding)
 
-    def logits(self, states: Tensor, words: Tensor | None = None, *, projection: nn.Linear | None = None) -> Tensor:
+    def readout(self, states: Tensor, words: Tensor | None = None, *, projection: nn.Linear | None = None) -> Readout:
         """Final states `[..., D]` to logits over the vocabulary, or over `words` `[num_words]` only.
 
-        With a `projection` from `d` to `D` the states are `[..., d]`, and it is the few words' matrix that goes through
-        the projection, once, instead of every state: the same logits for less.
+        With a `projection` from `d` to `D` the states are `[..., d]`, and it is the words' matrix that goes through the
+        projection, once, instead of every state: the same logits, for less where there are many states.
         """
         matrix = self.output_matrix if words is None else self.output_matrix[words]
         bias = self.output_bias if words is None or self.output_bias is None else self.output_bias[words]
         if projection is not None:
             bias = projection.bias @ matrix.T.to(projection.bias.dtype) + (0 if bias is None else bias)
             matrix = matrix.to(projection.weight.dtype) @ projection.weight
-        logits = F.linear(states.to(matrix.dtype), matrix, bias)
         config = self.config.get_text_config()
-        if getattr(config, "logit_scale", None):  # Cohere
-            logits = logits * config.logit_scale
-        if getattr(config, "logits_scaling", None):  # Granite
-            logits = logits / config.logits_scaling
-        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+        scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
+        if scale != 1.0:
+            bias = None if bias is None else bias * scale
+            if projection is None:
+                states = states * scale
+            else:
+                matrix = matrix * scale  # the smaller of the two, and the states stay those of the projection
+        return Readout(states.to(matrix.dtype), matrix, bias, getattr(config, "final_logit_softcapping", None))  # Gemma
 
 
 SourceLike: TypeAlias = str | Path | PreTrainedModel | PreTrainedConfig | Source

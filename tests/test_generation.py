@@ -428,3 +428,37 @@ def test_attention_stays_causal_however_the_parts_come_in(visibility, generator,
     assert_causal(model)
     if given == "folder":
         assert_causal(CombinedModel.from_pretrained(tmp_path / "model").eval())
+
+
+# -- the head, folded once for decoding -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["published", "identity"])
+def test_folded_head_gives_the_same_logits(start):
+    model = randomise_(tiny_pair(visibility="prompt", start=start)).eval()
+    ids = random_ids(2, 9)
+    with torch.no_grad():
+        plain = model(ids).logits
+        model.fold_head_()
+        assert model._folded_head is not None
+        torch.testing.assert_close(model(ids).logits, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_folded_head_is_forgotten_when_the_head_changes_or_trains():
+    model = randomise_(tiny_pair(visibility="prompt")).eval()
+    ids = random_ids(2, 9)
+    with torch.no_grad():
+        model.fold_head_()
+        model.head.weight.mul_(2)
+        changed = model(ids).logits
+        assert model._folded_head is None
+        model.fold_head_()
+        torch.testing.assert_close(model(ids).logits, changed, atol=1e-5, rtol=1e-5)
+    assert model.train()._folded_head is None
+
+
+def test_only_a_narrower_head_that_adds_to_nothing_is_folded():
+    for choices in ({"visibility": "causal", "start": "identity"}, {"head": "new"}):
+        model = tiny_pair(**choices)
+        model.fold_head_()
+        assert model._folded_head is None

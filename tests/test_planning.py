@@ -249,14 +249,16 @@ def test_half_of_the_layers_read_for_half(source):
 
 
 def test_hours_follow_from_epochs_and_speed_and_dollars_from_hours(source):
-    def planned(epochs, tflops=50, **training):
+    def planned(epochs, tflops=50, gb_per_s=100, **training):
         settings = settings_of(source, training={"num_epochs": epochs, **training})
-        return plan(settings, corpus=corpus(num_training=10**9), tflops=tflops)
+        return plan(settings, corpus=corpus(num_training=10**9), tflops=tflops, gb_per_s=gb_per_s)
 
-    once, twice, fast, share = planned(1), planned(2), planned(1, tflops=100), planned(2, epoch_fraction=0.5)
+    once, twice, share = planned(1), planned(2), planned(2, epoch_fraction=0.5)
+    fast, wide = planned(1, tflops=100), planned(1, gb_per_s=200)
     assert twice.hours == pytest.approx(2 * once.hours)
     assert share.hours == pytest.approx(once.hours)
-    assert fast.hours == once.hours / 2
+    assert fast.hours + wide.hours == pytest.approx(1.5 * once.hours)  # half the arithmetic, half what is moved
+    assert max(fast.hours, wide.hours) < once.hours
     assert once.dollars == once.hours * 0.8
     assert once.schedule.num_epochs == 1
 

@@ -265,17 +265,16 @@ def test_taps_read_layers_and_a_cache_continues_them(stored_source):
 def test_logits_over_some_words_are_those_words_logits():
     source = Source.of(tiny_source_config())
     states, words = torch.randn(2, 5, D_SOURCE), torch.tensor([3, 60, 8])
-    torch.testing.assert_close(source.logits(states, words), source.logits(states)[..., words])
+    torch.testing.assert_close(source.readout(states, words).logits(), source.readout(states).logits()[..., words])
 
 
 @pytest.mark.parametrize("words", [None, torch.tensor([3, 5, 60])])
-@pytest.mark.parametrize("changes", [{}, {"final_logit_softcapping": 5.0}])
+@pytest.mark.parametrize("changes", [{}, {"final_logit_softcapping": 5.0}, {"logit_scale": 0.5, "logits_scaling": 3.0}])
 def test_projecting_the_words_gives_the_logits_of_projecting_the_states(words, changes):
     source = Source.of(tiny_source_config())
     source.output_bias = torch.randn(VOCAB)
     for name, value in changes.items():
         setattr(source.config, name, value)
     projection, states = torch.nn.Linear(16, D_SOURCE), torch.randn(4, 16)
-    torch.testing.assert_close(
-        source.logits(states, words, projection=projection), source.logits(projection(states), words)
-    )
+    folded = source.readout(states, words, projection=projection)
+    torch.testing.assert_close(folded.logits(), source.readout(projection(states), words).logits())

@@ -14,7 +14,6 @@ from llm_modules import CombinedModel, UserError, trainer, training
 from llm_modules.data.dataset import Collator
 from llm_modules.data.templates import Example, encode_prompt, with_template
 from llm_modules.loading import load_trained
-from llm_modules.loss import LossVocabulary, cross_entropy
 from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings, load_settings
 from llm_modules.trainer import CombinedTrainer
 from llm_modules.training import (
@@ -178,52 +177,6 @@ def test_logged_training_loss_is_the_mean_over_labels(tmp_path, loss_on):
 
 
 # -- the loss over part of the vocabulary ----------------------------------------------------------------------------
-
-
-def rows(number=40, seed=0):
-    """States, targets and a random head, and the words that occur among the targets."""
-    draw = torch.Generator().manual_seed(seed)
-    states, matrix = torch.randn(number, 16, generator=draw), torch.randn(VOCAB, 16, generator=draw)
-    targets = torch.randint(3, 20, (number,), generator=draw)
-    project = lambda rows, final, words: rows @ (matrix if words is None else matrix[words]).T  # noqa: E731
-    return states, targets, project
-
-
-def test_loss_over_all_words_is_the_full_loss_exactly():
-    states, targets, project = rows()
-    everything = LossVocabulary.sample(
-        targets.unique(), num_random=VOCAB, vocab_size=VOCAB, generator=torch.Generator()
-    )
-    assert torch.equal(everything.words, torch.arange(VOCAB)) and not everything.log_weights.any()
-    full = cross_entropy(states, targets, project, vocab_size=VOCAB)
-    assert torch.equal(cross_entropy(states, targets, project, vocab_size=VOCAB, vocabulary=everything), full)
-
-
-def test_sampled_partition_function_is_right_on_average():
-    states, targets, project = rows()
-    full = project(states, None, None).exp().sum(-1)
-    draw, estimates = torch.Generator().manual_seed(3), []
-    for _ in range(2000):
-        vocabulary = LossVocabulary.sample(targets.unique(), num_random=12, vocab_size=VOCAB, generator=draw)
-        estimates.append((project(states, None, vocabulary.words) + vocabulary.log_weights).exp().sum(-1))
-    assert (torch.stack(estimates).mean(0) / full - 1).abs().mean() < 0.02
-
-
-def test_sampled_loss_is_near_the_full_one_on_average():
-    states, targets, project = rows()
-    draw, losses = torch.Generator().manual_seed(3), []
-    for _ in range(300):
-        vocabulary = LossVocabulary.sample(targets.unique(), num_random=25, vocab_size=VOCAB, generator=draw)
-        losses.append(cross_entropy(states, targets, project, vocab_size=VOCAB, vocabulary=vocabulary))
-    full = cross_entropy(states, targets, project, vocab_size=VOCAB)
-    assert torch.stack(losses).mean() == pytest.approx(full.item(), rel=0.05)  # log of an unbiased estimate: just below
-
-
-def test_label_outside_the_sampled_words_is_refused():
-    states, targets, project = rows()
-    vocabulary = LossVocabulary(torch.tensor([3, 4]), torch.zeros(2))
-    with pytest.raises(UserError, match="is not in the loss vocabulary"):
-        cross_entropy(states, targets, project, vocab_size=VOCAB, vocabulary=vocabulary)
 
 
 def test_validation_uses_the_full_vocabulary(tmp_path):

@@ -68,7 +68,7 @@ def test_generator_receives_the_bridge_states_of_the_last_prompt_tokens():
     embeddings = model._embed_response(ids)
     z = model.bridge(known.states, visible=VisibleKnowledge(known.mask), embeddings=embeddings, is_prompt=known.mask)
     states = model.generator(inputs_embeds=z[:, -TABLE // 2 :], position_ids=torch.arange(TABLE // 2)[None])
-    expected = model._project(states.last_hidden_state[:, -1])
+    expected = model._read_out(states.last_hidden_state[:, -1]).logits()
     torch.testing.assert_close(last_logits(model, ids), expected, atol=1e-4, rtol=1e-4)
 
 

@@ -1,0 +1,64 @@
+"""Keys and values that decoding adds to, without copying what is there."""
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+MIN_ROOM = 64  # tokens
+
+
+class GrowingLayer(DynamicLayer):
+    """A `DynamicLayer` that writes new keys and values into room kept for them.
+
+    transformers' own layer joins old and new to a new tensor for every token, so a token costs what all before it take.
+    Here room grows by half when it is full, so on average a token copies a few of its own size. What is handed out are
+    views of the room. The first keys and values get none: of the bridge's, with `prompt` visibility, there are no more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Add `[batch, heads, new, width]`; all there are, `[batch, heads, past + new, width]` each."""
+        past, needed = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
+        if not past:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states.contiguous(), value_states.contiguous()  # to be read for every token
+            return self.keys, self.values
+        if torch.is_grad_enabled() and (key_states.requires_grad or self.keys.requires_grad):
+            return super().update(key_states, value_states)  # what is written over has no gradient
+        if self._room is None or not self._fits(self._room[0], needed):
+            self._room = _with_room(self.keys, needed), _with_room(self.values, needed)
+        for room, new in zip(self._room, (key_states, value_states), strict=True):
+            room[..., past:needed, :] = new
+        self.keys, self.values = (room[..., :needed, :] for room in self._room)
+        return self.keys, self.values
+
+    def reset(self) -> None:
+        """Forget all."""
+        self._room = None
+        super().reset()
+
+    def _fits(self, room: Tensor, needed: int) -> bool:
+        """Whether the keys still lie in the room (rows may have been chosen or repeated since), and more can."""
+        same = self.keys.data_ptr() == room.data_ptr() and self.keys.shape[0] == room.shape[0]
+        return same and needed <= room.shape[-2]
+
+
+def growing_cache(config: PreTrainedConfig | None = None) -> DynamicCache:
+    """A `DynamicCache` whose plain layers grow in place; sliding ones stay what they are."""
+    cache = DynamicCache(config=config)
+    if config is None:
+        cache.layer_class_to_replicate = GrowingLayer
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _with_room(states: Tensor, needed: int) -> Tensor:
+    """A copy of `[batch, heads, past, width]` with room for half as many tokens again as are needed."""
+    room = states.new_empty(*states.shape[:2], needed + max(MIN_ROOM, needed // 2), states.shape[-1])
+    room[..., : states.shape[-2], :] = states
+    return room
