@@ -15,10 +15,15 @@ from transformers import PreTrainedConfig
 
 @dataclass
 class Watch:
-    """Seconds and peak memory of the phases of this process."""
+    """Seconds and peak memory of the phases of this process.
+
+    Args:
+        quiet: Print nothing.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     peak_gb: dict[str, float] = field(default_factory=dict)
+    quiet: bool = False
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -40,7 +45,8 @@ class Watch:
             done.set()
             sampler.join()
         self.peak_gb[name] = max([*sizes, process.memory_info().rss]) / 1e9
-        print(f"  {name}: {self.seconds[name]:.1f} s, peak {self.peak_gb[name]:.2f} GB", flush=True)
+        if not self.quiet:
+            print(f"  {name}: {self.seconds[name]:.1f} s, peak {self.peak_gb[name]:.2f} GB", flush=True)
 
 
 def matmul_tflops(config: PreTrainedConfig, dtype: torch.dtype, rows: int = 512) -> float:
