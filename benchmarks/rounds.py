@@ -12,6 +12,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -53,13 +54,18 @@ class Competitor:
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "benchmarks.rounds", self.build, json.dumps(self.arguments)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        answer = self._answer()
+        try:
+            answer = self._answer()
+        except RuntimeError:
+            self.__exit__()
+            raise
         self.base_gb, self.built_gb = answer["base_gb"], answer["built_gb"]
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
         self._process.stdout.close()
 
     def turn(self, action: str, *arguments: Any, keep: bool = True) -> Turn:

@@ -26,6 +26,7 @@ from llm_modules.tasks import get_task
 
 SEED = 0
 LATER_EPOCHS = 5
+LORA = "LoRA r=16, all linear layers"
 BARS = {
     "train_causal_epoch_vs_lora": Bar(2.5),
     "train_causal_5_epochs_vs_lora": Bar(2.0),
@@ -132,7 +133,7 @@ def run(folder: Path, size: Size) -> dict[str, Competitor]:
         for visibility in ("prompt", "causal")
     ]
     names = {
-        "lora": "LoRA r=16, all linear layers",
+        "lora": LORA,
         "lora_attention": "LoRA r=16, attention only",
         "shadow": "ShadowPEFT, its defaults",
         "full": "full fine-tuning",
@@ -160,7 +161,7 @@ def run(folder: Path, size: Size) -> dict[str, Competitor]:
 def finish(competitors: Sequence[Competitor]) -> None:
     """What is asked once, after the timed steps."""
     for competitor in competitors:
-        if competitor.build == "benchmarks.rivals:rival":
+        if "method" in competitor.arguments:
             competitor.turn("lean_step", 0)
         if competitor.build != "benchmarks.pairs:extraction":
             competitor.turn("num_trained")
@@ -168,7 +169,7 @@ def finish(competitors: Sequence[Competitor]) -> None:
 
 def figures_of(entered: dict[str, Competitor]) -> dict[str, Figure]:
     """What the bars are about, each against LoRA on all linear layers, full vocabulary unless said."""
-    lora = entered["LoRA r=16, all linear layers"]
+    lora = entered[LORA]
     figures = {}
     for visibility in ("causal", "prompt"):
         reading = entered[f"{visibility}: source reads"].seconds()
@@ -198,7 +199,8 @@ def leanest_gb(competitor: Competitor) -> float:
 
 def competitor_table(entered: dict[str, Competitor], tokens: float) -> str:
     """A row for each competitor."""
-    lora, again = entered["LoRA r=16, all linear layers"], entered["LoRA r=16, all linear layers, again"]
+    lora = entered[LORA]
+    again = entered.get(f"{LORA}, again", lora)
     names = list(entered)
     rows = []
     for name, one in entered.items():
