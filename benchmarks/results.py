@@ -57,16 +57,22 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def folder_of(given: argparse.Namespace) -> Path:
+    """Where the figures of a run go: a quick one never replaces those that the docs cite."""
+    return given.output or (QUICK if given.quick else ROOT)
+
+
 def publish(
-    name: str, given: argparse.Namespace, *, command: str, measured: str, figure: Figure, results: Mapping[str, Any],
-    started: float,
+    name: str, given: argparse.Namespace, *, command: str, measured: str, results: Mapping[str, Any], started: float,
+    figure: Figure | None = None, block: str | None = None,
 ) -> None:  # fmt: skip
     """Print the measured table, put it into `docs/NAME.md`, and write `docs/NAME.png` and `benchmarks/NAME.json`.
 
-    In a page that is there already, only what stands between the two markers is replaced.
+    In a page that is there already, only what stands between the two markers is replaced. A page of several measured
+    parts names them: the markers then carry the name of the `block`, and so does the JSON file, in place of the page's.
     `started` is a time of `time.perf_counter`.
     """
-    folder = given.output or (QUICK if given.quick else ROOT)
+    folder = folder_of(given)
     minutes = (time.perf_counter() - started) / 60
     command += " --quick" * given.quick
     machine = {
@@ -79,18 +85,34 @@ def publish(
         f"`{command}`, seed {results['seed']}, {minutes:.1f} minutes on {machine['cpu']}, {machine['threads']} "
         f"threads, no GPU; torch {machine['torch']}, fp32."
     )
-    block = f"{measured}\n\n{caption}"
-    print(f"\n{block}\n")
+    text = f"{measured}\n\n{caption}"
+    print(f"\n{text}\n")
     page = folder / "docs" / f"{name}.md"
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    before, _, rest = text.partition(BEGIN)
-    write_text(page, f"{before}{BEGIN}\n{block}\n{END}{rest.partition(END)[2] or chr(10)}")
-    picture = page.with_suffix(".png")
-    save_figure(figure, picture)
-    figures = folder / "benchmarks" / f"{name.replace('-', '_')}.json"
+    before = page.read_text(encoding="utf-8") if page.is_file() else ""
+    write_text(page, with_block(before, text, block=block))
+    written = [f"page: {page}"]
+    if figure is not None:
+        picture = page.with_suffix(".png")
+        save_figure(figure, picture)
+        written.append(f"picture: {picture}")
+    figures = folder / "benchmarks" / f"{(block or name).replace('-', '_')}.json"
     whole = {"command": command, "minutes": round(minutes, 1), "machine": machine, **results}
     write_text(figures, json.dumps(whole, indent=1) + "\n")
-    print(f"page: {page}\npicture: {picture}\nfigures: {figures}")
+    print("\n".join([*written, f"figures: {figures}"]))
+
+
+def with_block(page: str, text: str, *, block: str | None = None) -> str:
+    """A page with its measured part, or the one called `block`, replaced; put at the end where it is not there yet."""
+    begin, end = (BEGIN, END) if block is None else (marked(BEGIN, block), marked(END, block))
+    before, found, rest = page.partition(begin)
+    if not found and before and not before.endswith("\n\n"):
+        before += "\n"
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2] or chr(10)}"
+
+
+def marked(marker: str, block: str) -> str:
+    """A marker that carries the name of one block."""
+    return marker.replace("<!-- ", f"<!-- {block}: ")
 
 
 def _cpu() -> str:

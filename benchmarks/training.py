@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from llm_modules import CombinedModel, Knowledge
-from llm_modules.data.dataset import Collator, LengthGroupedBatches, padding_id
+from llm_modules.data.batches import LengthGroupedBatches
+from llm_modules.data.dataset import Collator, padding_id
 from llm_modules.data.templates import Example
 from llm_modules.loss import LossVocabulary
 from llm_modules.optimizer import build_optimizer

@@ -14,10 +14,15 @@ import torch
 
 @dataclass
 class Watch:
-    """Seconds and peak memory of the phases of this process."""
+    """Seconds and peak memory of the phases of this process.
+
+    Args:
+        quiet: Print nothing.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     peak_gb: dict[str, float] = field(default_factory=dict)
+    quiet: bool = False
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -39,7 +44,8 @@ class Watch:
             done.set()
             sampler.join()
         self.peak_gb[name] = max([*sizes, process.memory_info().rss]) / 1e9
-        print(f"  {name}: {self.seconds[name]:.1f} s, peak {self.peak_gb[name]:.2f} GB", flush=True)
+        if not self.quiet:
+            print(f"  {name}: {self.seconds[name]:.1f} s, peak {self.peak_gb[name]:.2f} GB", flush=True)
 
 
 def matmul_tflops(rows: int, wide: int, out: int, dtype: torch.dtype) -> float:

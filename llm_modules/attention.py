@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llm_modules.errors import UserError
 
@@ -55,7 +56,7 @@ class Adapter(nn.Module):
         return states + self.norm(self.up(F.gelu(self.down(states))))
 
 
-class EnhancedCrossAttention(nn.Module):
+class EnhancedCrossAttention(GradientCheckpointingLayer):
     """Mix attended knowledge into the queries: `g * a + (1 - g) * x` with `g = sigmoid(W_g [x ; a])`.
 
     `a` is multi-head attention from `LN(x)` to `LN(knowledge)`, passed through a residual adapter (arXiv 2502.08213).

@@ -90,6 +90,10 @@ class GeneratorAlone(nn.Module):
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(beside)
 
+    def activation_checkpointing_enable(self, **kwargs) -> None:
+        """As transformers': layers are computed again in the backward pass."""
+        self.model.activation_checkpointing_enable(**kwargs)
+
     def num_parameters(self, **kwargs) -> int:
         """Trained parameters, the tied table once; arguments as in transformers."""
         return self.model.num_parameters(**kwargs)

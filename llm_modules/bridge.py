@@ -98,9 +98,10 @@ class Bridge(nn.Module):
         if window is not None:
             x, skip = window.take(x), None if skip is None else window.take(skip)
         for index, layer in enumerate(self._layers):
-            keys_values = None if knowledge is None else layer.project(knowledge)
-            if remember is not None:
-                keys_values = remember(index, keys_values)
+            if remember is None:  # keys and values within the layer: checkpointing then keeps none of them
+                x = x + layer(x, knowledge=knowledge, visible=visible)
+                continue
+            keys_values = remember(index, None if knowledge is None else layer.project(knowledge))
             x = x + layer(x, keys_values=keys_values, visible=visible)
         return x if skip is None else x + skip
 

@@ -7,7 +7,8 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from llm_modules.data.dataset import drawn_per_epoch, split
+from llm_modules.data.batches import drawn_per_epoch
+from llm_modules.data.dataset import split
 from llm_modules.data.templates import Example, with_template
 from llm_modules.errors import UserError
 from llm_modules.settings import DataSettings, TrainingSettings

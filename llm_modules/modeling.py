@@ -51,6 +51,7 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     accepts_loss_kwargs = True  # the loss divides by num_items_in_batch, so gradient accumulation is exact
+    supports_gradient_checkpointing = True  # in the layers of bridge and generator
     _supports_sdpa = True
 
     def __init__(self, config: CombinedConfig, generator: PreTrainedModel | None = None):

@@ -154,6 +154,12 @@ class TrainingSettings(Section):
     )
     max_steps: AtLeastOne | None = Field(None, description="Updates of the weights, in place of num_epochs.")
     batch_size: AtLeastOne = Field(8, description="Examples in one forward pass, on each device.")
+    tokens_per_batch: AtLeastOne | None = Field(
+        None,
+        description="In place of batch_size (which then counts for nothing): as many examples of similar length as fit "
+        "in so many tokens, padding counted, at least one. With epoch_fraction an epoch takes that share of the "
+        "batches.",
+    )
     gradient_accumulation_steps: AtLeastOne = Field(1, description="Forward passes for one update of the weights.")
     learning_rate_bridge: Positive = Field(1e-4, description="Peak learning rate of the bridge (published: 1e-4).")
     learning_rate_generator: Positive = Field(5e-5, description="That of the generator (published: 5e-5).")
@@ -181,6 +187,11 @@ class TrainingSettings(Section):
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of training; `auto` is bfloat16 where the accelerator has it, float32 on a CPU."
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Compute the layers of bridge and generator again in the backward pass instead of keeping what "
+        "they computed: less memory, more time, the same gradients.",
     )
     seed: int = Field(0, description="Seed of weights, dropout and the order of examples.")
     eval_steps: AtLeastOne | None = Field(None, description="Updates between evaluations; null is once an epoch.")

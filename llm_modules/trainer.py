@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from pickle import UnpicklingError
 from types import FrameType
@@ -10,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
-from llm_modules.data.dataset import LengthGroupedBatches
+from llm_modules.data.batches import LengthGroupedBatches, TokenBudgetBatches
 from llm_modules.errors import UserError
 from llm_modules.fingerprint import COMBINED_CHOICES
 from llm_modules.knowledge import Knowledge
@@ -22,6 +23,16 @@ from llm_modules.modeling import CombinedModel
 from llm_modules.optimizer import build_optimizer
 from llm_modules.settings import TrainingSettings
 from llm_modules.storage import verify_weights
+
+
+def training_batches(
+    examples: Sequence[Sized], settings: TrainingSettings
+) -> LengthGroupedBatches | TokenBudgetBatches:
+    """The order of training: of batches with `tokens_per_batch`, else of examples that share one `batch_size` each."""
+    lengths, seed, fraction = [len(example) for example in examples], settings.seed, settings.epoch_fraction
+    if settings.tokens_per_batch is None:
+        return LengthGroupedBatches(lengths, batch_size=settings.batch_size, seed=seed, fraction=fraction)
+    return TokenBudgetBatches(lengths, tokens_per_batch=settings.tokens_per_batch, seed=seed, fraction=fraction)
 
 
 class CombinedTrainer(Trainer):
@@ -76,14 +87,28 @@ class CombinedTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
         return True
 
-    def _get_train_sampler(self, train_dataset=None) -> Sampler:
-        examples = self.train_dataset if train_dataset is None else train_dataset
-        return LengthGroupedBatches(
-            [len(example) for example in examples],
-            batch_size=self.args.train_batch_size,
-            seed=self.args.seed,
-            fraction=self.settings.epoch_fraction,
+    def get_train_dataloader(self) -> DataLoader:
+        """Training batches: of `batch_size` examples or of `tokens_per_batch`."""
+        if self.settings.tokens_per_batch is None:
+            return super().get_train_dataloader()
+        return self._by_tokens(self.train_dataset, self.settings)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """All validation examples in batches of the same size or budget, the same in every evaluation."""
+        if self.settings.tokens_per_batch is None:
+            return super().get_eval_dataloader(eval_dataset)
+        examples = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self._by_tokens(examples, self.settings.model_copy(update={"epoch_fraction": 1.0}))
+
+    def _by_tokens(self, examples: Any, settings: TrainingSettings) -> DataLoader:
+        order: Any = training_batches(examples, settings)
+        pin_memory = self.args.dataloader_pin_memory
+        return self.accelerator.prepare(
+            DataLoader(examples, batch_sampler=order, collate_fn=self.data_collator, pin_memory=pin_memory)
         )
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        return training_batches(self.train_dataset if train_dataset is None else train_dataset, self.settings)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if isinstance(self.model, CombinedModel):

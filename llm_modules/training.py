@@ -20,7 +20,8 @@ from transformers import (
 from transformers.integrations import is_tensorboard_available
 
 from llm_modules.baselines import GeneratorAlone
-from llm_modules.data.dataset import Collator, LossOn, drawn_per_epoch, padding_id, prepare, split
+from llm_modules.data.batches import in_batches, padding_share
+from llm_modules.data.dataset import Collator, LossOn, padding_id, prepare, split
 from llm_modules.data.records import read_conversations
 from llm_modules.data.templates import Example, with_template
 from llm_modules.errors import UserError
@@ -31,7 +32,7 @@ from llm_modules.modeling import CombinedModel
 from llm_modules.plots import loss_figure, save_figure
 from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings
 from llm_modules.tasks import get_task
-from llm_modules.trainer import CombinedTrainer, StopOnInterrupt
+from llm_modules.trainer import CombinedTrainer, StopOnInterrupt, training_batches
 
 MAX_KNOWLEDGE_BYTES = 2 * 2**30  # knowledge of a larger training set is read in every step instead of kept
 
@@ -129,6 +130,11 @@ def fit(
     if settings.resume is True and last is None:
         raise UserError(f"training.resume=true, but {checkpoints} holds no checkpoint; use training.resume=auto")
     arguments = _arguments(settings, data, checkpoints)
+    if settings.tokens_per_batch is not None and arguments.world_size > 1:
+        raise UserError(
+            f"training.tokens_per_batch={settings.tokens_per_batch} makes batches of unequal numbers of examples, "
+            f"which {arguments.world_size} processes cannot share; leave it out and set training.batch_size"
+        )
     model.to(arguments.device)  # before the source reads; it follows
     if isinstance(model, CombinedModel):
         data = keep_knowledge(model, data)
@@ -193,6 +199,7 @@ def train(settings: Settings, *, command: list[str]) -> Path:
     model = _model_to_train(settings)
     model.tokenizer = tokenizer = with_template(model.tokenizer, settings.data.template)
     data = load_data(settings.data, tokenizer, vocab_size=model.config.vocab_size)
+    print(f"training: {batches_line(settings.training, data)}")
     write_text(output / "settings.yaml", _as_yaml(settings))
     frozen = "; the source's stay frozen" if isinstance(model, CombinedModel) else " of a generator without a source"
     print(f"training {model.num_parameters():,} parameters{frozen}")
@@ -254,9 +261,20 @@ def _as_yaml(settings: Settings) -> str:
     return yaml.safe_dump(fields, sort_keys=False)
 
 
+def batches_line(settings: TrainingSettings, data: TrainingData) -> str:
+    """How many batches the first epoch has, how large they are, and how much of them is padding."""
+    lengths, budget = [len(example) for example in data.training], settings.tokens_per_batch
+    batches = in_batches(training_batches(data.training, settings), batch_size=settings.batch_size)
+    held = f"{settings.batch_size} examples" if budget is None else f"at most {budget:,} tokens"
+    line = f"{len(batches):,} batches of {held} an epoch, padding {padding_share(lengths, batches):.1%}"
+    alone = 0 if budget is None else sum(length > budget for length in lengths)
+    return f"{line}; {alone:,} longer than that, each a batch of its own" if alone else line
+
+
 def _steps_per_epoch(settings: TrainingSettings, data: TrainingData) -> int:
-    num_examples = drawn_per_epoch(len(data.training), settings.epoch_fraction)
-    return math.ceil(num_examples / settings.batch_size / settings.gradient_accumulation_steps)
+    served = len(training_batches(data.training, settings))  # batches, or examples that still have to share some
+    per_batch = settings.batch_size if settings.tokens_per_batch is None else 1
+    return math.ceil(served / per_batch / settings.gradient_accumulation_steps)
 
 
 def _num_steps(settings: TrainingSettings, data: TrainingData) -> int:
@@ -289,6 +307,7 @@ def _arguments(settings: TrainingSettings, data: TrainingData, checkpoints: Path
         max_grad_norm=settings.max_grad_norm,
         bf16=bf16,
         use_cpu=not torch.accelerator.is_available(),  # said aloud, bfloat16 is allowed there
+        activation_checkpointing=settings.gradient_checkpointing,
         seed=settings.seed,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=eval_steps,

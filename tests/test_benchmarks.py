@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot as plt
 
-from benchmarks import identity_start, leak
+from benchmarks import identity_start, leak, paper_step, training_speed
 from benchmarks.results import BEGIN, END, parser, publish
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
@@ -78,3 +78,17 @@ def test_worked_steps_become_the_thought_and_calculator_marks_go():
             "<|begin_of_solution|>\n24\n<|end_of_solution|>",
         },
     ]
+
+
+@pytest.mark.slow
+def test_training_speed_measures_every_competitor_and_figure(default_source, tmp_path):
+    pytest.importorskip("peft")
+    training_speed.main(["--quick", "--output", str(tmp_path)])
+    paper_step.main(["--quick", "--output", str(tmp_path)])
+    figures = json.loads((tmp_path / "benchmarks" / "results.json").read_text())
+    assert figures.keys() == training_speed.BARS.keys() | paper_step.BARS.keys()
+    for figure in figures.values():
+        low, high = figure["spread"]
+        assert 0 < low <= high
+    page = (tmp_path / "docs" / "performance.md").read_text()
+    assert "ShadowPEFT" in page and "train_share_of_peak" in page

@@ -5,15 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_modules.data.dataset import (
-    Collator,
-    LengthGroupedBatches,
-    check_ids,
-    padding_id,
-    padding_share,
-    prepare,
-    split,
-)
+from llm_modules.data.dataset import Collator, check_ids, padding_id, prepare, split
 from llm_modules.data.templates import Example, with_template
 from llm_modules.errors import UserError
 from llm_modules.loss import IGNORED
@@ -151,50 +143,3 @@ def test_collator_refuses_knowledge_of_only_some_examples():
 def test_collator_refuses_a_batch_without_a_trainable_token():
     with pytest.raises(UserError, match="no trainable token after masking"):
         Collator(PAD)([Example([1, 2, 3], [])])
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 3))
-def test_length_grouping_serves_every_example_once(lengths, batch_size, epoch):
-    batches = LengthGroupedBatches(lengths, batch_size=batch_size, seed=3)
-    batches.set_epoch(epoch)
-    assert sorted(batches) == list(range(len(lengths))) == sorted(range(len(batches)))
-
-
-def test_length_grouping_is_decided_by_seed_and_epoch_alone():
-    batches = LengthGroupedBatches(range(1, 200), batch_size=4, seed=3)
-    first = list(batches)
-    torch.rand(5)
-    assert list(batches) == first
-    batches.set_epoch(1)
-    assert list(batches) != first
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=40), st.integers(1, 7), st.floats(0.05, 1.0))
-def test_share_of_an_epoch_is_drawn_anew_without_repetition(lengths, batch_size, fraction):
-    batches = LengthGroupedBatches(lengths, batch_size=batch_size, seed=3, fraction=fraction)
-    order = list(batches)
-    assert len(order) == len(batches) == len(set(order)) == max(1, round(len(lengths) * fraction))
-    assert set(order) <= set(range(len(lengths)))
-
-
-def test_each_epoch_draws_another_share():
-    batches = LengthGroupedBatches([5] * 100, batch_size=4, seed=0, fraction=0.3)
-    epochs = []
-    for epoch in range(30):
-        batches.set_epoch(epoch)
-        epochs.append(frozenset(batches))
-    assert len(set(epochs)) == 30
-    assert len(frozenset.union(*epochs)) == 100
-
-
-def test_length_grouping_leaves_little_padding():
-    lengths = [10 + 7 * (i * 37 % 101) for i in range(1000)]
-    grouped = padding_share(lengths, LengthGroupedBatches(lengths, batch_size=16, seed=0), batch_size=16)
-    as_given = padding_share(lengths, range(len(lengths)), batch_size=16)
-    assert as_given > 0.4
-    assert grouped < 0.08
-
-
-def test_padding_share_counts_padding():
-    assert padding_share([1, 3], [0, 1], batch_size=2) == pytest.approx(2 / 6)
-    assert padding_share([], [], batch_size=2) == 0

@@ -2,20 +2,24 @@
 
 import itertools
 import json
+import math
 import random
 import signal
 import threading
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llm_modules import CombinedModel, UserError, trainer, training
+from llm_modules.baselines import GeneratorAlone
+from llm_modules.data.batches import in_batches
 from llm_modules.data.dataset import Collator
 from llm_modules.data.templates import Example, encode_prompt, with_template
 from llm_modules.loading import load_trained
 from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings, load_settings
-from llm_modules.trainer import CombinedTrainer
+from llm_modules.trainer import CombinedTrainer, training_batches
 from llm_modules.training import (
     TrainingData,
     claim_output,
@@ -60,6 +64,19 @@ def dropping_pair(seed=0, **choices):
     """A pair with dropout in the bridge and in the generator, in eval mode until it is trained."""
     generator = tiny_generator_config(embed_dropout=0.2, resid_dropout=0.2, attention_dropout=0.2)
     return tiny_pair(seed, generator=generator, dropout=0.2, **choices)
+
+
+def tiny_llama_config():
+    return LlamaConfig(
+        vocab_size=5,
+        hidden_size=16,
+        intermediate_size=28,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        attention_dropout=0.1,
+    )
 
 
 def losses_of(trainer, key="loss"):
@@ -245,6 +262,8 @@ RESUMED = {
     "prompt": ({"visibility": "prompt", "taps": [0, -1]}, {"sampled_words": 5}),
     "causal": ({"visibility": "causal"}, {"gradient_accumulation_steps": 2}),
     "muon": ({"visibility": "prompt", "head": "new"}, {"optimizer": "muon"}),
+    "budget": ({"visibility": "prompt"}, {"tokens_per_batch": 40, "epoch_fraction": 0.8}),
+    "checkpointed": ({"visibility": "causal"}, {"gradient_checkpointing": True}),
 }
 
 
@@ -430,6 +449,89 @@ def test_part_of_the_data_makes_an_epoch(tmp_path):
     settings = settings_of(tmp_path, num_epochs=2, epoch_fraction=0.3)
     trainer = fit(tiny_pair(), data_of(20), settings, tokenizer=TOKENIZER)
     assert trainer.state.global_step == 2 * 3  # 6 of 20 examples, two at a time
+
+
+def test_budget_of_tokens_bounds_batches_of_training_and_evaluation(tmp_path, monkeypatch):
+    seen = {True: [], False: []}
+    whole = CombinedTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        seen[model.training].append(tuple(inputs["input_ids"].shape))
+        return whole(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(CombinedTrainer, "compute_loss", compute_loss)
+    data = data_of(20, validation=9)
+    settings = settings_of(tmp_path, num_epochs=2, tokens_per_batch=50, gradient_accumulation_steps=2)
+    trainer = fit(tiny_pair(), data, settings, tokenizer=TOKENIZER)
+    served = in_batches(training_batches(data.training, settings), batch_size=0)
+    assert [len(seen[True]), trainer.state.global_step] == [2 * len(served), 2 * math.ceil(len(served) / 2)]
+    for is_training, number in ((True, 2 * 20), (False, 2 * 9)):
+        assert sum(rows for rows, _ in seen[is_training]) == number
+        assert all(rows * length <= 50 for rows, length in seen[is_training])
+    assert len({rows for rows, _ in seen[True]}) > 1
+
+
+def test_data_line_tells_batches_padding_and_what_is_longer_than_the_budget(tmp_path):
+    data = TrainingData([Example([3] * 4, [5] * n) for n in (2, 4, 30)], [])
+    assert training.batches_line(settings_of(tmp_path, tokens_per_batch=16), data) == (
+        "2 batches of at most 16 tokens an epoch, padding 4.0%; 1 longer than that, each a batch of its own"
+    )
+    assert training.batches_line(settings_of(tmp_path, batch_size=3), data) == (
+        "1 batches of 3 examples an epoch, padding 52.9%"
+    )
+
+
+def test_budget_of_tokens_is_refused_with_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(UserError, match="training.tokens_per_batch=50 .* which 2 processes cannot share"):
+        fit(tiny_pair(), data_of(), settings_of(tmp_path, tokens_per_batch=50), tokenizer=TOKENIZER)
+
+
+# -- layers computed again -------------------------------------------------------------------------------------------
+
+
+def kept_bytes(model, **inputs):
+    """The loss, and what the forward keeps for the backward, parameters aside."""
+    parameters = {parameter.data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.data_ptr() not in parameters:
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(**inputs).loss
+    return loss, sum(kept.values())
+
+
+@pytest.mark.parametrize("visibility", ["prompt", "causal"])
+@pytest.mark.parametrize("generator", [tiny_generator_config(), tiny_llama_config()], ids=["gpt_neo", "llama"])
+def test_checkpointing_keeps_less_and_gives_the_same_loss_and_gradients(visibility, generator):
+    batch = Collator(0)(examples(3, longest=40))
+    found = []
+    for checkpointing in (False, True):
+        model = randomise_(tiny_pair(visibility=visibility, generator=generator, dropout=0.3)).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        torch.manual_seed(7)
+        loss, kept = kept_bytes(model, **batch)
+        loss.backward()
+        found.append((loss, kept, {name: parameter.grad for name, parameter in model.named_parameters()}))
+    (loss, kept, gradients), (again, less, recomputed) = found
+    assert torch.equal(again, loss)
+    for name, gradient in gradients.items():
+        assert torch.equal(recomputed[name], gradient), name
+    assert less < 0.7 * kept
+
+
+def test_checkpointing_reaches_pairs_and_generators_alone(tmp_path):
+    alone = GeneratorAlone(AutoModelForCausalLM.from_config(tiny_generator_config(vocab_size=VOCAB)))
+    for name, model in (("pair", tiny_pair()), ("alone", alone)):
+        settings = settings_of(tmp_path / name, gradient_checkpointing=True, max_steps=1)
+        fit(model, data_of(), settings, tokenizer=TOKENIZER)
+        switched = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+        assert len(switched) >= 2 and all(part.gradient_checkpointing for part in switched)
 
 
 def test_example_beyond_the_positions_is_refused_before_anything_is_computed(tmp_path):

@@ -1,15 +1,13 @@
-"""Turn conversations into examples, and examples into padded batches of similar lengths."""
+"""Turn conversations into examples, and examples into padded batches."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from llm_modules.data.records import Conversation, response_turns
 from llm_modules.data.templates import Example, encode
@@ -210,59 +208,3 @@ def _pad_knowledge(knowledge: Sequence[Tensor | None]) -> dict[str, Tensor]:
         padded[row, : states.shape[0]] = states
         mask[row, : states.shape[0]] = True
     return {"knowledge_states": padded, "knowledge_mask": mask}
-
-
-class LengthGroupedBatches(Sampler[int]):
-    """Order examples so that each `batch_size` in a row have similar lengths; seed and epoch alone decide the order.
-
-    Groups as transformers' `LengthGroupedSampler` does, and differs from it in two ways. That one draws from the global
-    random state, so that a run resumed after its first epoch would see other batches than an uninterrupted one. And it
-    serves each group from long to short, so that the loss saws; here the batches are shuffled.
-
-    Args:
-        lengths: Tokens of each example.
-        batch_size: Examples in a batch.
-        seed: Together with the epoch it decides the order.
-        fraction: Share of the examples in an epoch, drawn anew for each.
-    """
-
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int, fraction: float = 1.0) -> None:
-        self.lengths = list(lengths)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.fraction = fraction
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; accelerate calls this before each."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return drawn_per_epoch(len(self.lengths), self.fraction)
-
-    def __iter__(self) -> Iterator[int]:
-        random_state = torch.Generator().manual_seed(self.seed + self.epoch)
-        drawn = list(range(len(self.lengths)))
-        if len(self) < len(self.lengths):
-            drawn = torch.randperm(len(self.lengths), generator=random_state)[: len(self)].tolist()
-        grouped = get_length_grouped_indices(
-            [self.lengths[index] for index in drawn], self.batch_size, generator=random_state
-        )
-        indices = [drawn[index] for index in grouped]
-        num_full = len(indices) // self.batch_size
-        for batch in torch.randperm(num_full, generator=random_state).tolist():
-            yield from indices[batch * self.batch_size : (batch + 1) * self.batch_size]
-        yield from indices[num_full * self.batch_size :]  # a short last batch must stay last
-
-
-def drawn_per_epoch(num_examples: int, fraction: float) -> int:
-    """How many examples an epoch takes: a share of all, at least one."""
-    return max(1, round(num_examples * fraction))
-
-
-def padding_share(lengths: Sequence[int], order: Iterable[int], *, batch_size: int) -> float:
-    """Measure the share of padding among all tokens when examples are served in this order."""
-    served = [lengths[index] for index in order]
-    batches = [served[start : start + batch_size] for start in range(0, len(served), batch_size)]
-    slots = sum(len(batch) * max(batch) for batch in batches)
-    return 1 - sum(served) / slots if slots else 0.0
