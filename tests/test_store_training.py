@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from llm_modules import UserError
+from llm_modules.extract import extract
 from llm_modules.features import distinct_texts
 from llm_modules.files import cache_folder
+from llm_modules.settings import Settings
 from llm_modules.store import plan
 from llm_modules.store.extraction import Extraction
 from llm_modules.store.key import Key
@@ -111,6 +113,14 @@ def test_a_shard_deleted_while_training_is_named_and_the_run_resumes(tmp_path, m
     assert resumed.state.global_step == whole.state.global_step == 6
     for (name, weight), other in zip(weights_of(whole.model).items(), weights_of(resumed.model).values(), strict=True):
         assert torch.equal(weight, other), name
+
+
+def test_nothing_can_be_extracted_without_a_source(tmp_path):
+    alone = {"source": None, "generator": "nowhere"}
+    with pytest.raises(UserError, match="model.source is null, so nothing reads; name a source"):
+        extract(Settings(model=alone, data={"task": "arithmetic"}), out=tmp_path, process=0, num_processes=1)
+    with pytest.raises(ValueError, match="model.source is null, so nothing reads and training.features=auto"):
+        Settings(model=alone, data={"task": "arithmetic"}, training={"features": "auto"})
 
 
 def test_a_dtype_without_a_store_is_refused(tmp_path):

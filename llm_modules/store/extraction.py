@@ -21,6 +21,7 @@ from llm_modules.store.plan import PLAN, Plan
 from llm_modules.store.reader import FeatureStore
 from llm_modules.store.shards import write_shard
 
+HALF_WRITTEN = (".shard-*", ".prefix-*", f".{MANIFEST}.*", f".{PLAN}.*")
 BYTES_PER_TEXT = 32  # offset, digest and checksum
 
 
@@ -135,6 +136,10 @@ class Extraction:
     def _agree(self, claim: Claim) -> tuple[Plan, list[Text]]:
         """The plan of all processes: the one there is, or a new one for the texts that are missing."""
         manifest, left = self._manifest(), Plan.read(self.folder)
+        if claim.alone:  # then what is half written was left by a kill
+            for pattern in HALF_WRITTEN:
+                for file in self.folder.glob(pattern):
+                    file.unlink()
         plan, missing = self._plan(manifest)
         if left is not None and left.agrees_with(plan):
             return left, missing
@@ -142,9 +147,6 @@ class Extraction:
             claim.refuse_others()
             manifest = self._adopt(manifest, left)
             plan, missing = self._plan(manifest)
-        if claim.alone:
-            for half_written in self.folder.glob(".*.tmp"):
-                half_written.unlink()
         if plan.shards:
             self._forget_lost(manifest)
             plan.write(self.folder)
