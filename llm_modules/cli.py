@@ -103,6 +103,31 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 @_plain_errors
+def extract(
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the store; left out, the cache's, where features=auto finds it.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Stored as float32, bfloat16, float16 or int8; left out, as the source computes.")
+    ] = None,
+    process: Annotated[int, typer.Option(min=0, envvar="RANK", help="Which of several processes this is, from 0.")] = 0,
+    num_processes: Annotated[
+        int, typer.Option(min=1, envvar="WORLD_SIZE", help="How many processes share the shards.")
+    ] = 1,
+) -> None:
+    """Let the source read a recipe's examples once, into a store that every epoch and every run reads."""
+    from llm_modules.settings import load_settings
+
+    settings = load_settings(config, [*(overrides or []), *([f"training.features_dtype={dtype}"] if dtype else [])])
+    from llm_modules.extract import extract as run_extraction
+
+    run_extraction(settings, out=out, process=process, num_processes=num_processes)
+
+
+@app.command()
+@_plain_errors
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Option(help="What to ask.", show_default=False)],

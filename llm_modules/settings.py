@@ -203,12 +203,29 @@ class TrainingSettings(Section):
     allow_leak: bool = Field(
         False, description="Train with `bidirectional` visibility all the same, to reproduce the paper."
     )
+    features: str = Field(
+        "memory",
+        description="What the source says about the examples: read once and kept in `memory` (if it fits, else in "
+        "every step), `online` in every step, `auto` from a store in the cache that is filled first, or the folder or "
+        "URL of one that `llm-modules extract` wrote.",
+    )
+    features_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = Field(
+        None,
+        description="Number type of the store (docs/features.md says what each costs). Null: the source's own, or "
+        "whatever the store named has.",
+    )
     tensorboard: bool = Field(False, description="Log to tensorboard (needs the extra `tensorboard`).")
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingSettings":
         if self.max_steps is not None and "num_epochs" in self.model_fields_set:
             raise ValueError("give num_epochs or max_steps, not both; each says how long to train")
+        return self
+
+    @model_validator(mode="after")
+    def _features_are_named(self) -> "TrainingSettings":
+        if not self.features.strip():
+            raise ValueError("features is empty; give memory, online, auto, or the folder or URL of a store")
         return self
 
 
@@ -218,6 +235,15 @@ class Settings(Section):
     model: ModelSettings = Field(default_factory=ModelSettings, description="The pair.")
     data: DataSettings = Field(description="What it is trained on.")
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="How it is trained.")
+
+    @model_validator(mode="after")
+    def _store_has_a_source(self) -> "Settings":
+        if self.model.source is None and self.training.features not in ("memory", "online"):
+            raise ValueError(
+                f"model.source is null, so nothing reads and training.features={self.training.features} would mean "
+                "nothing; leave it out or name a source"
+            )
+        return self
 
     @model_validator(mode="after")
     def _early_stopping_has_data(self) -> "Settings":

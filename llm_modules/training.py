@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from llm_modules.loading import load_causal_lm
 from llm_modules.modeling import CombinedModel
 from llm_modules.plots import loss_figure, save_figure
 from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings
+from llm_modules.store.training import StoreCollator, store_for
 from llm_modules.tasks import get_task
 from llm_modules.trainer import CombinedTrainer, StopOnInterrupt, training_batches
 
@@ -123,6 +125,11 @@ def fit(
             "visibility='bidirectional' shows the model the tokens it must predict, so its losses mean nothing; use "
             "'causal' or 'prompt', or set training.allow_leak=true to reproduce the paper"
         )
+    if settings.features_dtype is not None and settings.features in ("memory", "online"):
+        raise UserError(
+            f"training.features_dtype={settings.features_dtype} goes with a store, and training.features is "
+            f"{settings.features}; set features to auto or to a store's folder, or leave features_dtype out"
+        )
     for example in [*data.training, *data.validation]:
         model.check_room(len(example.prompt_ids), len(example.response_ids))
     checkpoints = settings.output_dir / "checkpoints"
@@ -136,8 +143,13 @@ def fit(
             f"which {arguments.world_size} processes cannot share; leave it out and set training.batch_size"
         )
     model.to(arguments.device)  # before the source reads; it follows
-    if isinstance(model, CombinedModel):
+    collate: Callable = Collator(padding_id(tokenizer, vocab_size=config.vocab_size), data.loss_on)
+    if isinstance(model, CombinedModel) and settings.features == "memory":
         data = keep_knowledge(model, data)
+    elif isinstance(model, CombinedModel) and settings.features != "online":
+        examples = [*data.training, *data.validation]
+        store = store_for(model, examples, tokenizer, features=settings.features, dtype=settings.features_dtype)
+        collate = StoreCollator(collate, store, config.visibility)
     callbacks: list[TrainerCallback] = [interrupt := StopOnInterrupt()]
     if settings.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience, settings.early_stopping_min_delta))
@@ -146,7 +158,7 @@ def fit(
         trained_words=data.trained_words if settings.sampled_words is not None else None,
         model=model,
         args=arguments,
-        data_collator=Collator(padding_id(tokenizer, vocab_size=config.vocab_size), data.loss_on),
+        data_collator=collate,
         train_dataset=data.training,
         eval_dataset=data.validation or None,
         callbacks=callbacks,
@@ -173,7 +185,10 @@ def keep_knowledge(model: CombinedModel, data: TrainingData) -> TrainingData:
     """Let the source read the data once, if what it says fits in memory; else it reads in every step."""
     needed = knowledge_bytes(model, [*data.training, *data.validation])
     if needed > MAX_KNOWLEDGE_BYTES:
-        print(f"knowledge would take {needed / 2**30:.1f} GiB of memory: the source reads in every step instead")
+        print(
+            f"knowledge would take {needed / 2**30:.1f} GiB of memory: the source reads in every step instead; "
+            "training.features=auto reads once, onto the disk"
+        )
         return data
     training = with_knowledge(model, data.training, label="source reads training data")
     validation = with_knowledge(model, data.validation, label="source reads validation data")
@@ -196,7 +211,7 @@ def train(settings: Settings, *, command: list[str]) -> Path:
     output = settings.training.output_dir
     claim_output(output, resume=bool(settings.training.resume))
     print(f"seed {settings.training.seed}, data seed {settings.data.seed}")
-    model = _model_to_train(settings)
+    model = model_to_train(settings)
     model.tokenizer = tokenizer = with_template(model.tokenizer, settings.data.template)
     data = load_data(settings.data, tokenizer, vocab_size=model.config.vocab_size)
     print(f"training: {batches_line(settings.training, data)}")
@@ -215,7 +230,7 @@ def train(settings: Settings, *, command: list[str]) -> Path:
     return output / "model"
 
 
-def _model_to_train(settings: Settings) -> CombinedModel | GeneratorAlone:
+def model_to_train(settings: Settings) -> CombinedModel | GeneratorAlone:
     """A pair, or a generator alone where there is no source, with the tokenizer that goes with it."""
     chosen = settings.model
     if chosen.source is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot as plt
 
-from benchmarks import identity_start, leak, paper_step, training_speed
+from benchmarks import identity_start, leak, paper_step, store_dtypes, training_speed
 from benchmarks.results import BEGIN, END, parser, publish
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
@@ -92,3 +92,13 @@ def test_training_speed_measures_every_competitor_and_figure(default_source, tmp
         assert 0 < low <= high
     page = (tmp_path / "docs" / "performance.md").read_text()
     assert "ShadowPEFT" in page and "train_share_of_peak" in page
+
+
+def test_every_number_type_of_the_store_is_trained_on_and_int8_takes_about_a_quarter(default_source, tmp_path):
+    store_dtypes.main(["--quick", "--output", str(tmp_path)])
+    results = json.loads((tmp_path / "benchmarks" / "store_dtypes.json").read_text())
+    found = {finding["kind"]: finding for finding in results["findings"]}
+    assert list(found) == list(store_dtypes.KINDS)
+    assert found["float32"]["loss_nats"] == pytest.approx(found["memory"]["loss_nats"], abs=1e-4)
+    assert found["int8"]["megabytes"] < 0.3 * found["float32"]["megabytes"]
+    assert "int8" in (tmp_path / "docs" / "store-dtypes.md").read_text()

@@ -19,7 +19,7 @@ from llm_modules import CombinedModel
 from llm_modules.cli import app
 from tests.conftest import tiny_generator_config, tiny_pair, tiny_source_config, tiny_tokenizer
 
-VERBS = ("demo", "plan", "train", "generate", "chat", "evaluate", "import-reference")
+VERBS = ("demo", "plan", "train", "extract", "generate", "chat", "evaluate", "import-reference")
 COMMAND = [sys.executable, "-m", "llm_modules.cli"]
 
 
@@ -315,3 +315,40 @@ def test_ctrl_c_in_a_terminal_stops_the_answer_and_not_the_chat(trained):
         finally:
             process.kill()
             process.wait()
+
+
+# -- feature store ---------------------------------------------------------------------------------------------------
+
+
+def test_extract_says_what_it_will_take_and_what_to_put_into_the_recipe(config, tmp_path):
+    store = tmp_path / "store"
+    result = call("extract", config, "--out", store, "--dtype", "int8")
+    assert result.exit_code == 0, result.output
+    said = result.stdout
+    assert "25 examples\n" in said and "distinct texts" in said and "GB free" in said
+    assert said.endswith(f"finished: {store}\nto train on it: training.features={store}\n")
+    trained = call("train", config, f"training.features={store}")
+    assert trained.exit_code == 0, trained.output
+    assert f"knowledge from {store}: 25 texts" in trained.stdout
+    again = call("extract", config, "--out", store, "--dtype", "int8")
+    assert "25 distinct texts, 0 of them not yet finished; 0 tokens to read" in again.stdout
+    assert "template: the store has" in error_of(call("extract", config, "data.template=plain", "--out", store))
+
+
+def test_processes_named_by_a_launcher_share_the_shards(config, tmp_path):
+    store = tmp_path / "store"
+    for rank, last in (("1", "finished; the store is when those of the others are\n"), ("0", f"features={store}\n")):
+        result = call("extract", config, "--out", store, env={"RANK": rank, "WORLD_SIZE": "2"})
+        assert result.exit_code == 0, result.output
+        assert result.stdout.endswith(last)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dtype", "int4"), "training.features_dtype: Input should be 'float32', 'bfloat16', 'float16' or 'int8'"),
+        (("--process", "2"), "process=2 is not one of num_processes=1"),
+    ],
+)
+def test_what_cannot_be_extracted_is_one_line(config, arguments, message):
+    assert message in error_of(call("extract", config, *arguments))
