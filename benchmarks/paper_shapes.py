@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from benchmarks.run import bandwidth_gb_per_s
-from benchmarks.watch import Watch, matmul_tflops
+from benchmarks.limits import bandwidth_gb_per_s, matmul_tflops
+from benchmarks.watch import Watch
 from llm_modules import CombinedModel, Source
 from llm_modules.corpus import Corpus
 from llm_modules.files import write_text

@@ -19,12 +19,12 @@ from transformers import PreTrainedConfig
 from benchmarks import pairs
 from benchmarks.bars import Bar, Figure, bars_table, record
 from benchmarks.given_batches import Actions, knowledge_file, read_batches, write_batches, write_knowledge
+from benchmarks.limits import peak_tflops
 from benchmarks.paper_shapes import BEST as RECIPE
 from benchmarks.paper_shapes import MODELS, SMALL_SHAPES, WIRINGS, random_source, settings_of
 from benchmarks.results import parser, publish
 from benchmarks.rounds import Competitor
 from benchmarks.training_speed import LORA, competitor_table, details, finish
-from benchmarks.watch import matmul_tflops
 from llm_modules import Source
 from llm_modules.data.templates import Example
 from llm_modules.shapes import known_shape
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     for one in competitors:
                         one.turn("step", index, keep=index >= WARM_UP)
                         if one is not lora:
-                            one.turn("matmul_tflops", keep=index >= WARM_UP)
+                            one.turn("peak_tflops", keep=index >= WARM_UP)
                         progress.update()
             for one in ours:
                 one.turn("flops", 0)
@@ -97,9 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def share_of_peak(one: Competitor) -> Figure:
-    """Arithmetic that a step executes, recomputed logits included, against what the machine sustains."""
+    """Arithmetic of a step against the most that matrix products reach here, measured in the same round."""
     flops = one.turns["flops"][0].value
-    allowed = [flops / turn.value / 1e12 for turn in one.turns["matmul_tflops"]]
+    allowed = [flops / turn.value / 1e12 for turn in one.turns["peak_tflops"]]
     return Figure.ratio(allowed, one.seconds(), BARS["train_share_of_peak"])
 
 
@@ -144,7 +144,7 @@ def pair(visibility: str, folder: str, *, small: bool) -> Actions:
             actions["step"](index)
         return counter.get_total_flops()
 
-    return actions | {"flops": flops, "matmul_tflops": lambda: matmul_tflops(config, torch.float32)}
+    return actions | {"flops": flops, "peak_tflops": peak_tflops}
 
 
 def random_tables(config: PreTrainedConfig) -> Source:

@@ -14,15 +14,13 @@ from pathlib import Path
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from torch.utils.data import DataLoader
 
 from benchmarks.results import RECIPES, STYLE, parser, publish, table
-from benchmarks.training import Inputs, train_, with_given_knowledge
+from benchmarks.training import example_batches, train_, with_given_knowledge
 from llm_modules import CombinedModel, Source
-from llm_modules.data.dataset import Collator, LengthGroupedBatches, padding_id, prepare
+from llm_modules.data.dataset import Collator, padding_id, prepare
 from llm_modules.data.templates import Example, with_template
 from llm_modules.features import distinct_texts, with_knowledge
-from llm_modules.loss import LossVocabulary
 from llm_modules.plots import INK
 from llm_modules.settings import load_settings
 from llm_modules.store.encoding import StoredDtype
@@ -31,7 +29,7 @@ from llm_modules.store.key import Key
 from llm_modules.store.reader import FeatureStore
 from llm_modules.store.training import StoreCollator
 from llm_modules.tasks.arithmetic import TASK
-from llm_modules.training import TrainingData, build_model
+from llm_modules.training import build_model
 
 SEED = 0
 TEST_SEED = 1
@@ -81,7 +79,6 @@ def measure(size: Size, folder: Path) -> Iterator[Finding]:
         for problems in (TASK.train(size.num_examples, seed=SEED), TASK.test(size.num_judged, seed=TEST_SEED))
     )  # fmt: skip
     collator = Collator(padding_id(tokenizer, vocab_size=source.config.vocab_size))
-    words = TrainingData(trained, []).trained_words
     for kind in KINDS:
         model = build_model(settings.model.model_copy(update={"source": source}), seed=SEED)
         if kind == "memory":
@@ -96,7 +93,7 @@ def measure(size: Size, folder: Path) -> Iterator[Finding]:
             collate = StoreCollator(collator, FeatureStore(folder / kind), model.config.visibility)
             size_bytes = sum(path.stat().st_size for path in (folder / kind).glob("*.safetensors"))
         ends: list[float] = []
-        batches = _batches(examples, collate, settings.training, words, vocab_size=model.config.vocab_size)
+        batches = example_batches(model, examples, settings.training, tokenizer, collate=collate)
         train_(
             model, batches, settings.training, steps=size.steps, label=kind,
             each=lambda _, ends=ends: ends.append(time.perf_counter()),
@@ -104,23 +101,6 @@ def measure(size: Size, folder: Path) -> Iterator[Finding]:
         seconds = [later - earlier for earlier, later in pairwise(ends)]
         median = sorted(seconds)[len(seconds) // 2]
         yield Finding(kind, size_bytes / 1e6, _loss(model, fresh, collate), 1 / median)
-
-
-def _batches(examples: Sequence[Example], collate, settings, words, *, vocab_size: int) -> Iterator[Inputs]:
-    """As `benchmarks.training.example_batches`, with the collator given."""
-    order = LengthGroupedBatches(
-        [len(example) for example in examples], batch_size=settings.batch_size, seed=settings.seed
-    )
-    numbers = torch.Generator().manual_seed(settings.seed)
-    epoch = 0
-    while True:
-        order.set_epoch(epoch)
-        for batch in DataLoader(examples, batch_size=settings.batch_size, sampler=order, collate_fn=collate):
-            vocabulary = LossVocabulary.sample(
-                words, num_random=settings.sampled_words, vocab_size=vocab_size, generator=numbers
-            )
-            yield with_given_knowledge(batch) | {"loss_vocabulary": vocabulary}
-        epoch += 1
 
 
 @torch.no_grad()

@@ -74,17 +74,23 @@ def train_(
 
 
 def example_batches(
-    model: CombinedModel, examples: Sequence[Example], settings: TrainingSettings, tokenizer: PreTrainedTokenizerBase
+    model: CombinedModel,
+    examples: Sequence[Example],
+    settings: TrainingSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    collate: Callable[[Sequence[Example]], Inputs] | None = None,
 ) -> Iterator[Inputs]:
     """Batches of similar lengths without end, in an order that seed and epoch alone decide.
 
-    With `settings.sampled_words` each comes with the words that stand for the vocabulary in its loss.
+    With `settings.sampled_words` each comes with the words that stand for the vocabulary in its loss. `collate` is for
+    examples whose knowledge lies elsewhere.
     """
     vocab_size = model.config.vocab_size
     order = LengthGroupedBatches(
         [len(example) for example in examples], batch_size=settings.batch_size, seed=settings.seed
     )
-    collate = Collator(padding_id(tokenizer, vocab_size=vocab_size))
+    collate = collate or Collator(padding_id(tokenizer, vocab_size=vocab_size))
     words = TrainingData(list(examples), []).trained_words
     numbers = torch.Generator().manual_seed(settings.seed)
     for epoch in count():

@@ -1,7 +1,6 @@
-"""How much memory and time the phases of a process take, and what arithmetic the machine sustains."""
+"""How much memory and time the phases of a process take."""
 
 import gc
-import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -9,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psutil
-import torch
 
 
 @dataclass
@@ -46,15 +44,3 @@ class Watch:
         self.peak_gb[name] = max([*sizes, process.memory_info().rss]) / 1e9
         if not self.quiet:
             print(f"  {name}: {self.seconds[name]:.1f} s, peak {self.peak_gb[name]:.2f} GB", flush=True)
-
-
-def matmul_tflops(rows: int, wide: int, out: int, dtype: torch.dtype) -> float:
-    """What this machine sustains on `rows` states of a layer from `wide` to `out`; the median of several."""
-    states = torch.randn(rows, wide).to(dtype)
-    matrix = torch.full((out, wide), 0.02, dtype=dtype)
-    seconds = []
-    for _ in range(8):
-        start = time.perf_counter()
-        torch.nn.functional.linear(states, matrix)
-        seconds.append(time.perf_counter() - start)
-    return 2 * rows * matrix.numel() / statistics.median(seconds[1:]) / 1e12  # the first run only warms up

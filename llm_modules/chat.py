@@ -14,6 +14,7 @@ from llm_modules.data.templates import encode_prompt
 from llm_modules.errors import UserError
 from llm_modules.loading import load_trained
 from llm_modules.modeling import CombinedModel
+from llm_modules.shared_reading import SharedReading
 
 HELP = "Type a question. /reset forgets the conversation, /exit leaves; Ctrl-C stops an answer."
 
@@ -68,6 +69,9 @@ class Conversation:
     system: str | None = None
     turns: list[dict[str, str]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._shared = SharedReading(self.model.source)
+
     @classmethod
     def load(cls, folder: Path, sampling: Sampling, *, system: str | None = None) -> "Conversation":
         """Load a trained model to talk to.
@@ -87,13 +91,11 @@ class Conversation:
         check_ids(ids, self.tokenizer, vocab_size=self.model.config.vocab_size)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stop, failed = _Stop(), []
-        input_ids = torch.tensor([ids], device=self.model.device)
 
         def run() -> None:
             try:
                 self.model.generate(
-                    input_ids,
-                    attention_mask=torch.ones_like(input_ids),
+                    **self._arguments(ids),
                     streamer=streamer,
                     stopping_criteria=[stop],
                     eos_token_id=self.tokenizer.eos_token_id,
@@ -118,6 +120,13 @@ class Conversation:
         if failed:
             self.turns = turns[:-1]
             raise failed[0]
+
+    def _arguments(self, ids: list[int]) -> dict[str, Any]:
+        """The prompt for `generate`; of what the turns before had in it the source reads nothing again."""
+        if self.model.config.visibility != "bidirectional":
+            return self._shared.begin(self.model, ids)
+        input_ids = torch.tensor([ids], device=self.model.device)
+        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
     def reset(self) -> None:
         """Forget the conversation."""

@@ -50,6 +50,11 @@ class FoldedHead:
         self._readout = readout
         self._made_from = _versions(parts)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a token reads of it."""
+        return self._readout.matrix.nbytes
+
     def is_of(self, *parts: Tensor) -> bool:
         """Whether these are what it was made from, and unchanged."""
         return self._made_from == _versions(parts)

@@ -224,3 +224,12 @@ def test_saved_model_talks_with_the_template_it_was_trained_in(tmp_path, talking
     assert talking.tokenizer.chat_template == model.tokenizer.chat_template
     assert isinstance(talking.model, CombinedModel) and not talking.model.training
     assert list(talking.ask("1"))
+
+
+def test_of_a_later_turn_the_source_reads_only_what_is_new():
+    talking = conversation()
+    "".join(talking.ask("one"))
+    first = talking._shared.num_read
+    prompt = encode_prompt([*talking.turns, {"role": "user", "content": "two"}], TOKENIZER)
+    "".join(talking.ask("two"))
+    assert 0 < talking._shared.num_read - first < len(prompt)

@@ -1,0 +1,125 @@
+"""Prompts and beginnings read before are not read again, whichever module asks: one source serves them all."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from llm_modules.errors import UserError
+from llm_modules.growing import growing_cache
+from llm_modules.knowledge import CombinedCache, Knowledge
+from llm_modules.modeling import CombinedModel
+from llm_modules.source import Source
+
+MAX_TOKENS = 32_768  # kept; what they take is printed by `nbytes`
+
+
+@dataclass
+class _Reading:
+    """What the source said about a text: states `[length, taps, D]`, and its own keys and values."""
+
+    states: Tensor
+    cache: DynamicCache
+
+
+class SharedReading:
+    """What one source said about the prompts of late: the same prompt, or the same beginning, is read once.
+
+    A system prompt, a document, the turns so far of a conversation: what follows them is all that the source has to
+    read, and every module on this source takes what it needs of it. (An adapter inside the source could not: it changes
+    the states of the beginning.) Texts that were not asked for longest are forgotten first.
+
+    Args:
+        source: What reads.
+        max_tokens: Most tokens of texts to keep.
+    """
+
+    def __init__(self, source: Source, *, max_tokens: int = MAX_TOKENS):
+        self.source, self.max_tokens = source, max_tokens
+        self.num_read = 0  # tokens that the source read since
+        self._taps: tuple[int, ...] = ()
+        self._known: OrderedDict[tuple[int, ...], _Reading] = OrderedDict()
+
+    def begin(self, model: CombinedModel, prompt_ids: Sequence[int]) -> dict[str, Any]:
+        """Arguments for `model.generate` that continue a prompt without reading what is known of it.
+
+        Args:
+            model: A pair on this source, not `bidirectional`.
+            prompt_ids: Its prompt.
+
+        Raises:
+            UserError: For a pair on another source, or one whose source reads all anew for each token.
+        """
+        if model.source.fingerprint != self.source.fingerprint:
+            raise UserError(
+                f"this model reads {model.source.source_id}, and what is shared here is what {self.source.source_id} "
+                "said; share it among models of one source"
+            )
+        if model.config.visibility == "bidirectional":
+            raise UserError(
+                "visibility='bidirectional' reads the whole text anew for each token; nothing can be shared"
+            )
+        reading = self._read(tuple(prompt_ids), model.config.taps)
+        chosen = [self._taps.index(tap) for tap in model.config.taps]
+        states = reading.states[None, :, chosen].to(model.dtype)
+        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        cache = CombinedCache(model.config)
+        if cache.source_cache is not None:
+            cache.source_cache = copy.deepcopy(reading.cache)  # it will go on; the text's own must not
+        ids = torch.tensor([list(prompt_ids)], device=states.device)
+        return {
+            "input_ids": ids, "attention_mask": torch.ones_like(ids), "knowledge": Knowledge(states, mask),
+            "past_key_values": cache,
+        }  # fmt: skip
+
+    @property
+    def nbytes(self) -> int:
+        """What is kept takes."""
+        caches = (layer for one in self._known.values() for layer in one.cache.layers)
+        of_caches = sum(layer.keys.nbytes + layer.values.nbytes for layer in caches)
+        return of_caches + sum(one.states.nbytes for one in self._known.values())
+
+    def _read(self, ids: tuple[int, ...], taps: Iterable[int]) -> _Reading:
+        if not set(taps) <= set(self._taps):  # the states that were kept are not all that is wanted now
+            self._taps = tuple(sorted({*self._taps, *taps}))
+            self._known.clear()
+        text = max(self._known, key=lambda known: _num_shared(known, ids), default=())
+        shared = _num_shared(text, ids)
+        if shared < len(text) and not all(layer.is_croppable for layer in self._known[text].cache.layers):
+            shared = 0  # keys and values of a sliding window cannot be wound back
+        if shared:
+            self._known.move_to_end(text)
+        if shared == len(ids) == len(text):
+            return self._known[text]
+        begun = self._beginning(text, shared) if shared else _Reading(torch.empty(0), growing_cache(self.source.config))
+        new = torch.tensor([ids[shared:]], device=self.source.device)
+        mask = torch.ones(1, len(ids), dtype=torch.long, device=self.source.device)
+        if shared < len(ids):
+            read = self.source.read(new, attention_mask=mask, taps=list(self._taps), cache=begun.cache)[0]
+            begun.states = torch.cat([begun.states, read]) if shared else read
+            self.num_read += len(ids) - shared
+        self._known[ids] = begun
+        self._forget()
+        return begun
+
+    def _beginning(self, text: tuple[int, ...], shared: int) -> _Reading:
+        """A copy of what was said about the first tokens of a known text."""
+        reading = self._known[text]
+        cache = copy.deepcopy(reading.cache)
+        cache.crop(shared - len(text))
+        return _Reading(reading.states[:shared], cache)
+
+    def _forget(self) -> None:
+        while len(self._known) > 1 and sum(map(len, self._known)) > self.max_tokens:
+            self._known.popitem(last=False)
+
+
+def _num_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    shortest = min(len(one), len(other))
+    return next((index for index in range(shortest) if one[index] != other[index]), shortest)
