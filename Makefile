@@ -50,7 +50,7 @@ format: $(STAMP) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure speed and memory
+bench: $(STAMP) ## measure speed and memory against rivals and limits (under an hour)
 	$(BIN)/python -m benchmarks.run
 
 clean: ## remove the environment and all caches (runs/ stays)

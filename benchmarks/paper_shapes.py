@@ -26,7 +26,7 @@ from benchmarks.watch import Watch
 from llm_modules import CombinedModel, Source
 from llm_modules.corpus import Corpus
 from llm_modules.files import write_text
-from llm_modules.loss import CHUNK_ELEMENTS
+from llm_modules.loss import rows_per_chunk
 from llm_modules.modeling import LEAK_WARNING
 from llm_modules.optimizer import build_optimizer
 from llm_modules.planning import Plan, plan
@@ -138,7 +138,7 @@ def measure_rates(
 ) -> dict[str, float]:
     """TFLOP/s of this machine at the shapes that most of a step consists of, and GB/s of its memory."""
     D, d, V = source.hidden_size, generator.hidden_size, source.vocab_size
-    rows = min(tokens, CHUNK_ELEMENTS // V)
+    rows = min(tokens, rows_per_chunk(V))
     return {
         "source": matmul_tflops(tokens, D, source.intermediate_size, dtype),
         "generator": matmul_tflops(tokens, d, 4 * d, torch.float32),

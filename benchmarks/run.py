@@ -6,7 +6,9 @@ import time
 
 from benchmarks.results import parser
 
-SCRIPTS = ("limits", "loss_speed", "training_speed", "paper_step", "store_speed", "decoding_speed", "growth")
+SCRIPTS = (
+    "limits", "loss_speed", "store_speed", "training_speed", "paper_step", "decoding_speed", "growth", "fast_loss",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from llm_modules.bridge import Bridge
 from llm_modules.features import READ_TOKENS
-from llm_modules.loss import CHUNK_ELEMENTS
+from llm_modules.loss import rows_per_chunk
 from llm_modules.modeling import CombinedModel
 from llm_modules.optimizer import build_optimizer
 from llm_modules.readout import folding_pays
@@ -260,7 +260,7 @@ def _folds(skeleton: Skeleton, labelled: float) -> bool:
 
 
 def _num_chunks(labelled: float, num_words: int) -> int:
-    return math.ceil(labelled / max(1, CHUNK_ELEMENTS // num_words))
+    return math.ceil(labelled / rows_per_chunk(num_words))
 
 
 def _bridge_flops(bridge: Bridge, lengths: Lengths, *, width: int) -> float:

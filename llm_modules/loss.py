@@ -10,6 +10,7 @@ from llm_modules.readout import Readout
 
 IGNORED = -100  # a label that carries no loss, as everywhere in torch and transformers
 CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MB in fp32
+CHUNK_ROWS = 256  # but no fewer rows: with V = 151,936, products of 110 reach two thirds of the speed of 256 and more
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class LossVocabulary:
             stray = int(targets[self.words[found] != targets][0])
             raise UserError(f"label {stray} is not in the loss vocabulary; add every label's token id to its words")
         return found
+
+
+def rows_per_chunk(num_words: int) -> int:
+    """How many rows' logits over so many words are held at once."""
+    return max(CHUNK_ROWS, CHUNK_ELEMENTS // num_words)
 
 
 def label_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +105,7 @@ def cross_entropy(
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """Sum over rows of `logsumexp(logits) - logits[target]` in fp32, `CHUNK_ELEMENTS` logits at a time, one buffer."""
+    """Sum over rows of `logsumexp(logits) - logits[target]` in fp32, `rows_per_chunk` at a time, in one buffer."""
 
     @staticmethod
     def forward(ctx, rows, matrix, bias, cap, targets, log_weights, with_gradients):
@@ -109,11 +115,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
         by_rows, by_matrix, by_bias = (
             torch.zeros_like(given) if want else None for given, want in zip((rows, matrix, bias), wanted, strict=True)
         )
-        rows_per_chunk = max(1, min(len(rows), CHUNK_ELEMENTS // len(matrix)))
-        products = low.new_empty(rows_per_chunk, len(matrix))
+        step = min(len(rows), rows_per_chunk(len(matrix)))
+        products = low.new_empty(step, len(matrix))
         total = rows.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(rows), rows_per_chunk):
-            part = slice(start, start + rows_per_chunk)
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
             states, chosen = rows[part].to(low.dtype), targets[part]
             number = torch.arange(len(chosen), device=rows.device)
             logits = torch.mm(states, low.T, out=products[: len(chosen)]).float()  # the buffer itself, if that is fp32
