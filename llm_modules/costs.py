@@ -184,7 +184,14 @@ def moved_bytes(skeleton: Skeleton, settings: Settings, lengths: Lengths, *, num
 
 
 def memory_bytes(
-    skeleton: Skeleton, settings: Settings, lengths: Lengths, *, device: Device, num_words: int, kept_knowledge: float
+    skeleton: Skeleton,
+    settings: Settings,
+    lengths: Lengths,
+    *,
+    device: Device,
+    num_words: int,
+    reads_once: bool,
+    kept_knowledge: float,
 ) -> dict[str, float]:
     """Bytes by part while training; their sum is an upper bound, because not all peak at once.
 
@@ -194,6 +201,7 @@ def memory_bytes(
         lengths: Tokens of the longest row of a batch.
         device: Where it trains.
         num_words: Words in the softmax while training.
+        reads_once: Whether the source reads before training.
         kept_knowledge: Bytes of what the source read before training, which stay in the host's memory.
     """
     model, body, rows = skeleton.model, _generator_body(skeleton), settings.training.batch_size
@@ -208,7 +216,7 @@ def memory_bytes(
     if skeleton.source is not None and isinstance(model, CombinedModel):
         itemsize, source = getattr(torch, settings.model.source_dtype).itemsize, Body.of(skeleton.source)
         parts["source weights"] = skeleton.source.num_parameters() * itemsize
-        together = max(rows * lengths.read, READ_TOKENS) if kept_knowledge else rows * lengths.read
+        together = max(rows * lengths.read, READ_TOKENS) if reads_once else rows * lengths.read
         parts["source reading"] = source.reading_bytes(together, itemsize)
         kept += _bridge_bytes(model, lengths, keeps_scores=device == "cpu" and model.config.dropout > 0)
         if _folds(skeleton, labelled):

@@ -22,6 +22,7 @@ from llm_modules.errors import UserError
 from llm_modules.modeling import CombinedModel
 from llm_modules.settings import Settings
 from llm_modules.shapes import Skeleton, skeleton, tokenizer_of
+from llm_modules.store.encoding import bytes_per_token
 from llm_modules.training import MAX_KNOWLEDGE_BYTES
 
 DEVICES: tuple[Device, Device] = ("cpu", "gpu")
@@ -38,7 +39,7 @@ class Plan:
         schedule: Epochs and steps.
         per_example: FLOPs of one example of mean length.
         moved_per_step: Bytes that an update carries to and from memory beside its matrix products.
-        reads_once: Whether the source reads before training, and its knowledge is kept.
+        reads_once: Whether the source reads before training, and its knowledge is kept in memory or in a store.
         knowledge_bytes: What the source says about all examples takes.
         memory: Bytes by part, for each kind of device.
         disk: Bytes by what is stored.
@@ -143,7 +144,7 @@ class Plan:
             "disk, GB",
             *(_line(f"  {part}", f"{size / 1e9:.2f}") for part, size in self.disk.items()),
             _line("  together", f"{sum(self.disk.values()) / 1e9:.2f}"),
-            _line("knowledge of all examples, GB", f"{self.knowledge_bytes / 1e9:.2f}", "if stored"),
+            _line("knowledge of all examples, GB", f"{self.knowledge_bytes / 1e9:.2f}"),
             *(f"note: {note}" for note in self.notes),
             f"needs: {self.summary}",
         ]
@@ -193,7 +194,8 @@ def plan(
     longest = Lengths.of(bones, settings, tokens=corpus.longest, prompt_tokens=corpus.longest_prompt)
     num_words = _num_words(model.config.vocab_size, training.sampled_words, corpus)
     knowledge = _knowledge_bytes(bones, settings, corpus.num_examples * mean.read)
-    reads_once = 0 < knowledge <= MAX_KNOWLEDGE_BYTES
+    stores = knowledge > 0 and training.features not in ("memory", "online")
+    reads_once = stores or (training.features == "memory" and 0 < knowledge <= MAX_KNOWLEDGE_BYTES)
     if getattr(model.config, "visibility", None) == "bidirectional" and not training.allow_leak:
         notes.append("training refuses visibility='bidirectional' unless training.allow_leak=true")
     if training.early_stopping_patience is not None:
@@ -216,11 +218,12 @@ def plan(
                 longest,
                 device=device,
                 num_words=num_words,
-                kept_knowledge=knowledge if reads_once else 0,
+                reads_once=reads_once,
+                kept_knowledge=knowledge if reads_once and not stores else 0,
             )
             for device in DEVICES
         },
-        disk=_disk_bytes(bones, settings, schedule),
+        disk=_disk_bytes(bones, settings, schedule) | ({"feature store": knowledge} if stores else {}),
         device="gpu" if torch.accelerator.is_available() else "cpu",
         tflops=tflops,
         gb_per_s=gb_per_s,
@@ -255,8 +258,8 @@ def _num_words(vocab_size: int, sampled_words: int | None, corpus: Corpus) -> in
 def _knowledge_bytes(bones: Skeleton, settings: Settings, tokens: float) -> float:
     if not isinstance(bones.model, CombinedModel):
         return 0.0
-    config, itemsize = bones.model.config, getattr(torch, settings.model.source_dtype).itemsize
-    return tokens * len(config.taps) * config.d_source * itemsize
+    config, dtype = bones.model.config, settings.training.features_dtype or settings.model.source_dtype
+    return tokens * bytes_per_token(dtype, num_taps=len(config.taps), d_source=config.d_source)
 
 
 def _disk_bytes(bones: Skeleton, settings: Settings, schedule: Schedule) -> dict[str, float]:

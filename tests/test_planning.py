@@ -235,6 +235,21 @@ def test_knowledge_is_kept_where_it_fits_and_read_in_every_step_where_not(source
     assert "once, before training" in str(few) and "in every step" in str(many)
 
 
+def test_a_store_takes_disk_instead_of_memory_and_the_source_still_reads_once(source):
+    many = corpus(num_training=10**9)
+    online, stored = (
+        plan(settings_of(source, training={"features": features}), corpus=many) for features in ("memory", "auto")
+    )
+    narrow = plan(settings_of(source, training={"features": "auto", "features_dtype": "int8"}), corpus=many)
+    assert (online.reads_once, stored.reads_once) == (False, True)
+    assert stored.disk["feature store"] == stored.knowledge_bytes
+    assert narrow.disk["feature store"] < 0.5 * stored.disk["feature store"]
+    assert "feature store" not in online.disk
+    assert stored.memory["cpu"]["knowledge kept"] == 0
+    asked_not_to = plan(settings_of(source, training={"features": "online"}), corpus=corpus())
+    assert not asked_not_to.reads_once
+
+
 def test_knowledge_of_other_visibilities_covers_the_response(source):
     prompt, causal = (plan(settings_of(source, visibility=v), corpus=corpus()) for v in ("prompt", "causal"))
     assert causal.knowledge_bytes == 4 * prompt.knowledge_bytes
