@@ -130,6 +130,28 @@ class EnhancedCrossAttention(GradientCheckpointingLayer):
         gate = torch.sigmoid(self.gate(torch.cat([queries, attended], dim=-1)))
         return gate * attended + (1 - gate) * queries
 
+    def weights(
+        self, queries: Tensor, *, keys: Tensor, visible: VisibleKnowledge | None = None, start: int = 0
+    ) -> Tensor:
+        """Attention weights of queries `start..`, in fp32: what `forward` attends with and its kernel does not return.
+
+        Args:
+            queries: `[batch, query_len, d]`, as `forward` takes them.
+            keys: The keys of what `project` returned.
+            visible: Who may read what; `None`: all may read all.
+            start: First query wanted.
+
+        Returns:
+            `[batch, heads, query_len - start, source_len]`; a query's sum to one, or are zero if it may read nothing.
+        """
+        asking = self._split(self.query(self.query_norm(queries[:, start:]))).float()
+        scores = asking @ keys.float().transpose(-1, -2) / keys.shape[-1] ** 0.5
+        if visible is None:
+            return scores.softmax(-1)
+        allowed = visible.render(start, queries.shape[1])
+        weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
+        return torch.where(allowed.any(-1, keepdim=True), weights, 0.0)  # a softmax over nothing is no number
+
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, visible: VisibleKnowledge | None) -> Tensor:
         length = queries.shape[2]
         dropout = self.dropout if self.training else 0.0

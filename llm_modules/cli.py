@@ -198,6 +198,42 @@ def evaluate(
 
 @app.command()
 @_plain_errors
+def probe(
+    model: Model,
+    task: Annotated[str | None, typer.Option(help="Built-in task: arithmetic or facts.")] = None,
+    data: Annotated[str | None, typer.Option(help="Or held-out records: a file, a folder or a hub id.")] = None,
+    num: Annotated[int, typer.Option(min=2, help="Held-out questions to ask.")] = 100,
+    seed: Seed = 0,
+    max_new_tokens: MaxNewTokens = 160,
+    out: Annotated[Path, typer.Option(help="Folder for figures, report and pictures.")] = Path("runs/probe"),
+) -> None:
+    """Measure what a pair lives by: its source's states taken, swapped or faked, its layers shut; and what it reads."""
+    from llm_modules.probe import probe as run_probe
+
+    run_probe(model, task=task, data=data, num=num, seed=seed, max_new_tokens=max_new_tokens, output=out)
+
+
+@app.command()
+@_plain_errors
+def inspect(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="What to ask.", show_default=False)],
+    system: Annotated[str | None, typer.Option(help="System message before it.")] = None,
+    answer: Annotated[str | None, typer.Option(help="Watch it write this, not what it would write.")] = None,
+    max_new_tokens: MaxNewTokens = 64,
+    out: Annotated[Path, typer.Option(help="Folder for the page and the pictures.")] = Path("runs/inspect"),
+) -> None:
+    """Show what each token of an answer was written from: gates and attention, as a web page and as pictures."""
+    from llm_modules.inspection import inspect_folder
+
+    for file in inspect_folder(
+        model, prompt=prompt, system=system, answer=answer, max_new_tokens=max_new_tokens, output=out
+    ):
+        typer.echo(file)
+
+
+@app.command()
+@_plain_errors
 def import_reference(
     checkpoint: Annotated[Path, typer.Argument(help="File that the published code saved.", show_default=False)],
     source: Annotated[str, typer.Option(help="Id or folder of the source it was trained with.", show_default=False)],

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from llm_modules.data.templates import Example
+from llm_modules.knowledge import Knowledge
 from llm_modules.modeling import CombinedModel
 from llm_modules.prefix import common_prefix, repeated
 from llm_modules.source import Source
@@ -98,3 +100,14 @@ def batches(texts: Sequence[Text]) -> list[list[Text]]:
             found.append([])
         found[-1].append(text)
     return [batch for batch in found if batch]
+
+
+def inputs_of(model: CombinedModel, example: Example) -> dict[str, Any]:
+    """One example as `CombinedModel.forward` takes it, with its knowledge if it holds any."""
+    ids = torch.tensor([example.input_ids], device=model.device)
+    is_prompt = (torch.arange(ids.shape[1], device=ids.device) < len(example.prompt_ids))[None]
+    known = None
+    if example.knowledge is not None:
+        states = example.knowledge[None].to(model.device, model.dtype)
+        known = Knowledge(states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
+    return {"input_ids": ids, "prompt_mask": is_prompt, "knowledge": known}

@@ -1,5 +1,6 @@
 """Pictures of training and comparison."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -82,10 +83,64 @@ def accuracy_figure(scores: Mapping[str, Mapping[str, tuple[float, float, float]
     return figure
 
 
+def heat_figure(
+    values: Sequence[Sequence[float]], *, rows: Sequence[str], columns: Sequence[str], title: str, meaning: str,
+    top: float | None = None,
+) -> Figure:  # fmt: skip
+    """A table of figures as colours, from 0 (white).
+
+    Args:
+        values: A row for each of `rows`, a figure for each of `columns`.
+        rows: Names of the rows, drawn as they are.
+        columns: Names of the columns.
+        title: Above the picture.
+        meaning: What the colours mean.
+        top: The figure that has the darkest colour; the largest if left out.
+    """
+    size = (min(40.0, 2.5 + 0.2 * len(columns)), min(40.0, 1.9 + 0.2 * len(rows)))
+    figure, axes = plt.subplots(figsize=(max(6.0, size[0]), size[1]), layout="constrained")
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+    # tokens are no formulas, whatever dollars they hold
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7, parse_math=False)
+    axes.set_yticks(range(len(rows)), rows, fontsize=7, parse_math=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
+    figure.colorbar(image, ax=axes, label=meaning, fraction=0.03, pad=0.01).outline.set_visible(False)
+    return figure
+
+
+def interval_figure(estimates: Mapping[str, tuple[float, float, float]], *, title: str, meaning: str) -> Figure:
+    """A dot with its interval for each name, one below the other, and a line at 0.
+
+    Args:
+        estimates: Name to `(value, low, high)`.
+        title: Above the picture.
+        meaning: What the axis means.
+    """
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.32 * len(estimates)), layout="constrained")
+    places = range(len(estimates))
+    values = [value for value, _, _ in estimates.values()]
+    errors = [[v - low for v, low, _ in estimates.values()], [high - v for v, _, high in estimates.values()]]
+    axes.axvline(0, color=GREY, lw=1)
+    axes.errorbar(values, list(places), xerr=errors, fmt="o", color=COLOURS["pair"], elinewidth=2, capsize=3)
+    axes.set_yticks(places, list(estimates))
+    axes.invert_yaxis()
+    axes.set_xlabel(meaning)
+    axes.grid(axis="x", color="#d8dde2", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write beside, then rename."""
     beside = path.with_name(f".{path.name}")
-    figure.savefig(beside, format=path.suffix[1:], dpi=150)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands there instead
+        figure.savefig(beside, format=path.suffix[1:], dpi=150)
     plt.close(figure)
     beside.replace(path)
 

@@ -1,16 +1,13 @@
 """The demo's report: one set of tables and sentences, printed, as a web page and as Markdown."""
 
 import base64
-import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from llm_modules.files import write_text
+from llm_modules.pages import Cell, Table, templates
 from llm_modules.plots import NAMES
 from llm_modules.tasks import stratos
 from llm_modules.verdicts import ACCURACY_BAR, FORM_BAR, SPEED_BAR, Results, beside, findings, percent, verdicts
@@ -47,35 +44,6 @@ PICTURES = {
 }
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A figure, and in `note` how sure it is."""
-
-    text: str
-    note: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.text} ({self.note})" if self.note else self.text
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, a header and rows; the first column names the row, all others are figures."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-
-    def plain(self) -> str:
-        """Aligned columns without lines."""
-        grid = [list(self.header), *([str(cell) for cell in row] for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-        lines = [
-            "  ".join([name.ljust(widths[0]), *map(str.rjust, figures, widths[1:])]).rstrip() for name, *figures in grid
-        ]
-        return "\n".join([self.title, *(f"  {line}" for line in lines)])
-
-
 def summary(results: Results) -> str:
     """Tables, the paper's questions and what was shown, as plain text of at most `WIDTH` columns."""
     questions = [
@@ -104,14 +72,7 @@ def write_report(results: Results, folder: Path) -> tuple[Path, Path]:
     Returns:
         The paths of both.
     """
-    environment = Environment(
-        loader=PackageLoader("llm_modules"),
-        autoescape=select_autoescape(["html.jinja"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"gist": gist, "markdown": escape_markdown}
+    environment = templates({"gist": gist})
     contents = {
         "results": results,
         "findings": findings(results),
@@ -147,11 +108,6 @@ def gist(text: str) -> str:
     line = "".join(filter(str.isprintable, " ".join((stratos.solution_of(text) or text).split())))
     short = line if len(line) <= GIST_LENGTH else line[: GIST_LENGTH - 1].rstrip() + "…"
     return short or "(nothing)"
-
-
-def escape_markdown(text: str) -> str:
-    """Text for a Markdown table cell in which nothing is markup: no column, tag, link, emphasis or formula begins."""
-    return re.sub(r"([\\`*_\[\]<>|~!&$:@])", r"\\\1", " ".join(text.split()))
 
 
 def _arithmetic_table(results: Results) -> Table:

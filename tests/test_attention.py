@@ -190,3 +190,28 @@ def test_masks_rendered_in_parts_are_the_mask_rendered_whole(rule, cut):
 def test_a_later_first_query_renders_the_later_rows(rule, steps):
     later = VisibleKnowledge(rule.mask, first_query=rule.first_query + steps, bidirectional=rule.bidirectional)
     assert torch.equal(later.render(0, 3), rule.render(steps, steps + 3))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), st.integers(0, QUERIES - 1), st.integers(-3, KEYS - 1))
+def test_weights_are_those_that_forward_attends_with(seed, start, first_query):
+    made = silence_adapter_(set_gate_(layer(), is_open=True))
+    queries, knowledge = inputs(seed=seed)
+    mask = torch.rand(BATCH, KEYS, generator=torch.Generator().manual_seed(seed)) < 0.7
+    visible = VisibleKnowledge(mask, first_query=first_query)
+    keys, values = made.project(knowledge)
+    with torch.no_grad():
+        weights = made.weights(queries, keys=keys, visible=visible, start=start)
+        attended = made.output((weights @ values).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(attended, made(queries, knowledge=knowledge, visible=visible)[:, start:])
+    allowed = visible.render(start, QUERIES).expand_as(weights)
+    assert not weights[~allowed].any()
+    assert torch.allclose(weights.sum(-1), allowed.any(-1).float())
+
+
+def test_weights_without_a_mask_read_everything():
+    made = layer()
+    queries, knowledge = inputs()
+    weights = made.weights(queries, keys=made.project(knowledge)[0])
+    assert weights.shape == (BATCH, HEADS, QUERIES, KEYS) and (weights > 0).all()
+    assert torch.allclose(weights.sum(-1), torch.ones(()))

@@ -19,7 +19,7 @@ from llm_modules import CombinedModel
 from llm_modules.cli import app
 from tests.conftest import tiny_generator_config, tiny_pair, tiny_source_config, tiny_tokenizer
 
-VERBS = ("demo", "plan", "train", "extract", "generate", "chat", "evaluate", "import-reference")
+VERBS = ("demo", "plan", "train", "extract", "generate", "chat", "evaluate", "probe", "inspect", "import-reference")
 COMMAND = [sys.executable, "-m", "llm_modules.cli"]
 
 
@@ -163,7 +163,16 @@ def test_output_folder_in_use_is_refused(config, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("verb", [("generate", "--prompt", "1"), ("chat",), ("evaluate", "--task", "arithmetic")])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("generate", "--prompt", "1"),
+        ("chat",),
+        ("evaluate", "--task", "arithmetic"),
+        ("probe", "--task", "arithmetic"),
+        ("inspect", "--prompt", "1"),
+    ],
+)
 def test_folder_without_a_model_is_one_line(tmp_path, verb):
     assert "holds no config.json" in error_of(call(verb[0], tmp_path, *verb[1:]))
 
@@ -352,3 +361,18 @@ def test_processes_named_by_a_launcher_share_the_shards(config, tmp_path):
 )
 def test_what_cannot_be_extracted_is_one_line(config, arguments, message):
     assert message in error_of(call("extract", config, *arguments))
+
+
+# -- looking into a pair ---------------------------------------------------------------------------------------------
+
+
+def test_probe_and_inspect_say_where_their_pages_are(trained, tmp_path):
+    result = call("probe", trained, "--task", "arithmetic", "--num", 3, "--max-new-tokens", 2, "--out", tmp_path / "p")
+    assert result.exit_code == 0, result.output
+    assert "another prompt" in result.stdout and "Leak test: passed" in result.stdout
+    assert result.stdout.endswith(f"report:  {tmp_path}/p/probe.html\nfigures: {tmp_path}/p/probe.json\n")
+    result = call("inspect", trained, "--prompt", "1 + 2 ?", "--max-new-tokens", 3, "--out", tmp_path / "i")
+    assert result.exit_code == 0, result.output
+    names = ("inspect.html", "gates.png", "attention-1.png", "attention-2.png")
+    assert result.stdout.splitlines()[-4:] == [str(tmp_path / "i" / name) for name in names]
+    assert "give --task or --data" in error_of(call("probe", trained))

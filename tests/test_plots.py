@@ -3,7 +3,7 @@
 import pytest
 from matplotlib import pyplot as plt
 
-from llm_modules.plots import accuracy_figure, loss_figure, save_figure
+from llm_modules.plots import accuracy_figure, heat_figure, interval_figure, loss_figure, save_figure
 
 HISTORY = [
     {"step": 10, "loss": 3.0, "learning_rate": 1e-3},
@@ -54,3 +54,27 @@ def test_figure_is_saved_whole_and_closed(tmp_path, name, start):
     assert (tmp_path / name).read_bytes().startswith(start)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert plt.get_fignums() == before
+
+
+def test_heat_map_shows_its_figures_and_draws_tokens_as_they_are(tmp_path):
+    figure = heat_figure(
+        [[0.0, 0.5, 1.0], [0.25, 0.0, 0.75]],
+        rows=["$a$", "b"],
+        columns=["x", "文", "$\\frac"],
+        title="t",
+        meaning="m",
+    )
+    axes = figure.axes[0]
+    assert axes.images[0].get_array().tolist() == [[0.0, 0.5, 1.0], [0.25, 0.0, 0.75]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["x", "文", "$\\frac"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["$a$", "b"]
+    save_figure(figure, tmp_path / "heat.png")  # which would fail if a token were read as a formula
+
+
+def test_intervals_are_drawn_from_top_to_bottom():
+    figure = interval_figure({"zeros": (1.0, 0.5, 2.0), "noise": (0.0, -1.0, 1.0)}, title="t", meaning="m")
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["zeros", "noise"] and axes.yaxis_inverted()
+    (bars,) = axes.collections
+    assert [segment[:, 0].tolist() for segment in bars.get_segments()] == [[0.5, 2.0], [-1.0, 1.0]]
+    plt.close(figure)
