@@ -27,7 +27,7 @@ def write_problems(path, numbers):
         writer = csv.writer(lines)
         writer.writerow(COLUMNS)
         writer.writerows(
-            [f"{' '.join(str(number))} : a has number0 , b has number1 ?", "3.0 2.0", "+ number0 number1", 5]
+            [f"{' '.join(str(number))} : a has number0 , b has number1 ?", "3.0 200.0", "+ number0 number1", 203]
             for number in numbers
         )
     return path

@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip("reasoning_gym")
+pytest.importorskip("reasoning_gym", reason="the extra gym is not installed")
 
 from llm_modules.errors import UserError
 from llm_modules.tasks import get_task

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-pytest.importorskip("lm_eval")
+pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager

@@ -4,7 +4,7 @@ import threading
 
 from math_verify import parse, verify
 
-TIMEOUT_S = 5
+TIMEOUT_S = 2
 
 
 def is_number(answer: str) -> bool:
