@@ -171,29 +171,41 @@ def chat(
 @_plain_errors
 def evaluate(
     model: Model,
-    task: Annotated[str, typer.Option(help="Built-in task: arithmetic or facts.", show_default=False)],
-    num_problems: Annotated[int, typer.Option(min=1, help="Held-out problems to ask.")] = 200,
+    task: Annotated[
+        str,
+        typer.Option(
+            help="arithmetic, facts, tickets, reasoning-gym:NAME; with --data: gsm8k, math-word-problems, jsonl.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="File of the problems, where the task reads one; all of it is asked.")
+    ] = None,
+    verifier: Annotated[
+        str | None, typer.Option(help="With --task jsonl: exact, numeric, regex or choice.", show_default=False)
+    ] = None,
+    num_problems: Annotated[
+        int | None, typer.Option(min=1, help="Problems to ask; left out, all of --data, else 200.")
+    ] = None,
     seed: Seed = 0,
     max_new_tokens: MaxNewTokens = 160,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file too.")] = None,
 ) -> None:
-    """Measure exact match on held-out problems of a built-in task."""
-    from json import dumps
-
-    from llm_modules.evaluation import evaluate as run_evaluation
-    from llm_modules.files import write_text
-    from llm_modules.loading import load_trained
+    """Measure exact match on held-out problems of a task, or on those of a file."""
     from llm_modules.tasks import get_task
 
-    chosen = get_task(task)
-    problems = chosen.test(num_problems, seed=seed)
-    trained, tokenizer = load_trained(model)
-    found = run_evaluation(trained, chosen, problems, tokenizer, max_new_tokens=max_new_tokens, label=task)
-    for kind, score in found.by_kind.items():
-        typer.echo(f"{kind:12} {score}")
-    typer.echo(f"{'all':12} {found.exact}; form {found.form.value:.1%}; {found.writing.tokens_per_s:.0f} tokens/s")
+    chosen = get_task(task, data=data, verifier=verifier)
+    problems = chosen.test(num_problems or (None if data else 200), seed=seed)
+    from llm_modules.examination import examine  # slow to import: a wrong file is told first
+
+    figures = examine(model, chosen, problems, seed=seed, max_new_tokens=max_new_tokens, echo=typer.echo)
     if json is not None:
-        write_text(json, dumps({"model": str(model), "task": task, "seed": seed, **found.as_dict()}, indent=2))
+        from json import dumps
+
+        from llm_modules.files import write_text
+
+        asked = {"model": str(model), "task": task, "data": data, "verifier": verifier, "seed": seed}
+        write_text(json, dumps({key: value for key, value in asked.items() if value is not None} | figures, indent=2))
 
 
 @app.command()

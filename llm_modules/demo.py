@@ -7,32 +7,30 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase
 
 from llm_modules.baselines import GeneratorAlone
 from llm_modules.controls import with_zeroed_knowledge
-from llm_modules.data.templates import encode_prompt, with_template
+from llm_modules.data.templates import with_template
 from llm_modules.errors import UserError
-from llm_modules.evaluation import Evaluation, Score, evaluate, judge
+from llm_modules.evaluation import Evaluation, Score, evaluate
+from llm_modules.few_shot import few_shot
 from llm_modules.files import write_text
 from llm_modules.modeling import CombinedModel
 from llm_modules.plots import accuracy_figure, loss_figure, save_figure
-from llm_modules.prefix import common_prefix
 from llm_modules.report import summary, write_report
 from llm_modules.settings import Settings, load_settings
 from llm_modules.source import Source
 from llm_modules.speed import measure_speed
-from llm_modules.tasks import Problem, Task, get_task
+from llm_modules.tasks import Task, get_task
 from llm_modules.tasks.arithmetic import PAPER_QUESTIONS
 from llm_modules.training import build_model, fit, load_data
-from llm_modules.writing import Writing, write
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SEED = 0
@@ -150,7 +148,9 @@ def contest(name: str, source: Source, output: Path, watch: Stopwatch) -> Contes
         scores["source"] = evaluate(
             source.model, task, problems, source.tokenizer, max_new_tokens=limit, label="source"
         )
-        scores["source-few-shot"] = few_shot(source, task, problems, max_new_tokens=limit)
+        scores["source-few-shot"] = few_shot(
+            source, task, problems, num_examples=FEW_SHOT[name], seed=SEED, max_new_tokens=limit
+        )
         for model_name, model in (("generator", alone.eval()), ("pair", pair.eval())):
             scores[model_name] = evaluate(model, task, problems, tokenizer, max_new_tokens=limit, label=model_name)
         if name == "facts":
@@ -173,43 +173,6 @@ def contest(name: str, source: Source, output: Path, watch: Stopwatch) -> Contes
     del alone, data
     gc.collect()
     return Contest(pair, scores, shown, parameters, controls)
-
-
-def few_shot(source: Source, task: Task, problems: Sequence[Problem], *, max_new_tokens: int) -> Evaluation:
-    """The source with worked examples in its context; what the prompts of a kind share is read once."""
-    texts: dict[Problem, str] = {}
-    num_tokens, seconds = 0, 0.0
-    for kind in task.kinds:
-        chosen = [problem for problem in problems if problem.kind == kind]
-        prompts = [task.few_shot_prompt(problem, FEW_SHOT[task.name], seed=SEED) for problem in chosen]
-        whole = [_encode_either(prompt, source.tokenizer) for prompt in prompts]
-        shared = common_prefix(whole)
-        written = write(
-            source.model,
-            [prompt[shared:] for prompt in whole],
-            source.tokenizer,
-            max_new_tokens=max_new_tokens,
-            prefix=whole[0][:shared],
-            stop_ids=_line_end(source.tokenizer) if isinstance(prompts[0], str) else (),
-            label=f"source, {kind} examples in context",
-        )
-        texts |= dict(zip(chosen, written.texts, strict=True))
-        num_tokens, seconds = num_tokens + written.num_tokens, seconds + written.seconds
-    return judge(task, problems, Writing([texts[problem] for problem in problems], num_tokens, seconds))
-
-
-def _line_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that ends a line: what follows it in a list of examples is the next one."""
-    found: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    return found[-1:]
-
-
-def _encode_either(prompt: list[dict[str, str]] | str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A text as it stands, a conversation in the tokenizer's chat template."""
-    if isinstance(prompt, str):
-        ids: list[int] = tokenizer(prompt)["input_ids"]
-        return ids
-    return encode_prompt(prompt, tokenizer)
 
 
 # Learning rate of the generator alone where the pair's does not suit it: best of three on training subjects kept apart.

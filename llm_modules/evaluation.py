@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from llm_modules.data.templates import encode_prompt
-from llm_modules.tasks import Problem, Task, Verdict
+from llm_modules.tasks import Field, Problem, Task, Verdict
+from llm_modules.tasks.json_fields import f1
 from llm_modules.writing import Writing, write
 
 Z_95 = 1.959964
@@ -74,9 +76,21 @@ class Evaluation:
         writing = replace(self.writing, texts=self.writing.texts[start:stop])
         return tally(self.problems[start:stop], self.verdicts[start:stop], writing)
 
+    def field_f1(self) -> dict[str, float]:
+        """F1 of all fields together (`all`), then of each; nothing where answers have no fields."""
+        by_name: dict[str, list[Field]] = {}
+        for verdict in self.verdicts:
+            for field in verdict.fields:
+                by_name.setdefault(field.name, []).append(field)
+        if not by_name:
+            return {}
+        wanted = {name: f1(fields) for name, fields in by_name.items() if any(field.wanted for field in fields)}
+        return {"all": f1([field for fields in by_name.values() for field in fields])} | wanted
+
     def as_dict(self) -> dict:
         """For JSON."""
-        return {
+        fields = self.field_f1()
+        figures: dict[str, Any] = {
             "exact_match": self.exact.value,
             "interval": list(self.exact.interval),
             "n": self.exact.n,
@@ -87,6 +101,7 @@ class Evaluation:
                 for kind, score in self.by_kind.items()
             },
         }
+        return figures | {"field_f1": fields} if fields else figures
 
 
 def judge(task: Task, problems: Sequence[Problem], writing: Writing) -> Evaluation:
@@ -124,3 +139,22 @@ def evaluate(
     """
     prompts = [encode_prompt(problem.messages()[:1], tokenizer) for problem in problems]
     return judge(task, problems, write(model, prompts, tokenizer, **write_kwargs))
+
+
+def explain_nothing_right(task: Task, found: Evaluation) -> str | None:
+    """Where no answer at all was right: whether the verifier or the model is to blame; else `None`."""
+    if found.exact.hits:
+        return None
+    problem, text, _ = next(found.answers())
+    shown = f"the first answer should be {_short(problem.answer)} and was {_short(text)}"
+    if any(task.verify(problem, problem.response).correct for problem in found.problems):
+        return f"none of {found.exact.n} answers is right, while reference answers are accepted; {shown}"
+    return (
+        f"the verifier of {task.name} accepted none of {found.exact.n} answers, nor any of the reference answers: it "
+        f"never matches; correct the answers or choose another verifier ({shown})"
+    )
+
+
+def _short(text: str, limit: int = 60) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from llm_modules.errors import MissingFileError, UserError
+from llm_modules.tasks import FILE_TASKS, check_name
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -109,9 +110,13 @@ def _them(names: set[str]) -> str:
 
 
 class DataSettings(Section):
-    """What is trained on, in which form. Exactly one of `task` and `train_file` is given."""
+    """What is trained on, in which form: a `task`, a `train_file`, or a task that reads one."""
 
-    task: Literal["arithmetic", "facts"] | None = Field(None, description="Built-in task whose data are generated.")
+    task: str | None = Field(
+        None,
+        description="Task: `arithmetic`, `facts`, `tickets` or `reasoning-gym:NAME` generate their data; `gsm8k` and "
+        "`math-word-problems` read train_file in a form of their own.",
+    )
     train_file: str | None = Field(
         None, description="JSONL, JSON, CSV or Parquet file, folder, or hub id of a data set."
     )
@@ -136,10 +141,16 @@ class DataSettings(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> "DataSettings":
-        if (self.task is None) == (self.train_file is None):
+        if self.task is not None:
+            check_name(self.task)
+        if self.task == "jsonl":
+            raise ValueError("the task jsonl is for evaluation; to train, leave task out and give train_file")
+        if self.task in FILE_TASKS and self.train_file is None:
+            raise ValueError(f"the task {self.task} reads its problems from a file; give train_file")
+        if self.task not in FILE_TASKS and (self.task is None) == (self.train_file is None):
             given = "both are given" if self.task else "neither is given"
             raise ValueError(f"give exactly one of task and train_file; {given}")
-        if self.task and self.validation_file:
+        if self.validation_file and self.train_file is None:
             raise ValueError("validation_file goes with train_file; a task makes its own validation data")
         return self
 

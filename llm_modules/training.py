@@ -23,7 +23,8 @@ from transformers.integrations import is_tensorboard_available
 from llm_modules.baselines import GeneratorAlone
 from llm_modules.data.batches import in_batches, padding_share
 from llm_modules.data.dataset import Collator, LossOn, padding_id, prepare, split
-from llm_modules.data.records import read_conversations
+from llm_modules.data.overlap import refuse_shared_examples, remember_prompts
+from llm_modules.data.records import Conversation, read_conversations
 from llm_modules.data.templates import Example, with_template
 from llm_modules.errors import UserError
 from llm_modules.features import knowledge_bytes, with_knowledge
@@ -76,17 +77,14 @@ def build_model(settings: ModelSettings, *, seed: int) -> CombinedModel:
 
 
 def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> TrainingData:
-    """Read or generate, split by seed, encode, and leave out what is too long (printed)."""
-    if settings.task is not None:
-        problems = get_task(settings.task).train(settings.num_examples, seed=settings.seed)
-        conversations = [problem.messages() for problem in problems]
-    else:
-        conversations = read_conversations(str(settings.train_file))
-        if settings.num_examples is not None and settings.num_examples < len(conversations):
-            share = 1 - settings.num_examples / len(conversations)
-            conversations, _ = split(conversations, share, settings.seed)
+    """Read or generate, split by seed, encode, and leave out what is too long (printed).
+
+    Raises:
+        UserError: For data that cannot be used, or examples that stand in the training and in the validation file.
+    """
+    conversations = _conversations(settings, settings.train_file, num_examples=settings.num_examples)
     if settings.validation_file is not None:
-        parts = conversations, read_conversations(settings.validation_file)
+        parts = conversations, _conversations(settings, settings.validation_file, num_examples=None)
     else:
         parts = split(conversations, settings.validation_fraction, settings.seed)
     encoded: list[list[Example]] = []
@@ -104,7 +102,20 @@ def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, voc
             report=partial(print, f"{name}:"),
         )
         encoded.append(examples)
+    if settings.validation_file is not None:
+        refuse_shared_examples(encoded[0], encoded[1])
     return TrainingData(encoded[0], encoded[1], settings.loss_on)
+
+
+def _conversations(settings: DataSettings, file: str | None, *, num_examples: int | None) -> list[Conversation]:
+    """What the task makes or reads, or what stands in the file."""
+    if settings.task is not None:
+        task = get_task(settings.task, data=file)
+        return [problem.messages() for problem in task.train(num_examples, seed=settings.seed)]
+    conversations = read_conversations(str(file))
+    if num_examples is not None and num_examples < len(conversations):
+        conversations, _ = split(conversations, 1 - num_examples / len(conversations), settings.seed)
+    return conversations
 
 
 def fit(
@@ -226,6 +237,7 @@ def train(settings: Settings, *, command: list[str]) -> Path:
         print(f"interrupted; to go on: {shlex.join([*resumed, 'training.resume=true'])}")
         return last_checkpoint(output / "checkpoints") or output
     model.save_pretrained(output / "model")
+    remember_prompts(output / "model", data.training)
     print(f"saved {output / 'model'}; losses: {output / 'loss.png'}")
     return output / "model"
 

@@ -64,6 +64,12 @@ def test_override_fills_a_section_that_is_empty_in_the_file(config):
     assert load_settings(config(MINIMAL + "training:\n"), ["training.seed=5"]).training.seed == 5
 
 
+def test_a_task_from_a_file_takes_both_and_a_validation_file(config):
+    overrides = ["data.task=math-word-problems", "data.train_file=a.csv", "data.validation_file=b.csv"]
+    assert load_settings(config(), overrides).data.train_file == "a.csv"
+    assert load_settings(config(), ["data.task=reasoning-gym:chain_sum"]).data.train_file is None
+
+
 @pytest.mark.parametrize("override", ["seed", "seed=3", "training.=3", ".seed=3", "=3"])
 def test_override_of_another_form_is_refused(config, override):
     with pytest.raises(UserError, match="is not section.key=value"):
@@ -116,6 +122,9 @@ def test_several_problems_are_told_at_once(config):
         (["data.train_file=a.jsonl"], "exactly one of task and train_file; both are given"),
         (["data.task=null"], "exactly one of task and train_file; neither is given"),
         (["data.validation_file=a.jsonl"], "validation_file goes with train_file"),
+        (["data.task=algebra"], "no built-in task is called 'algebra'; choose one of: arithmetic, facts, tickets"),
+        (["data.task=gsm8k"], "the task gsm8k reads its problems from a file; give train_file"),
+        (["data.task=jsonl", "data.train_file=a.jsonl"], "the task jsonl is for evaluation; to train, leave task out"),
         (["data.validation_fraction=1"], "data.validation_fraction"),
         (["training.num_epochs=2", "training.max_steps=5"], "num_epochs or max_steps, not both"),
         (["training.early_stopping_patience=5", "data.validation_fraction=0"], "needs validation data"),

@@ -678,7 +678,7 @@ def test_data_are_split_by_seed_and_words_collected(tmp_path):
 
 def test_validation_file_replaces_the_split(tmp_path):
     train_file = write_lines(tmp_path / "train.jsonl", conversations(8))
-    validation_file = write_lines(tmp_path / "validation.jsonl", conversations(2))
+    validation_file = write_lines(tmp_path / "validation.jsonl", conversations(10)[8:])
     data = load(train_file=str(train_file), validation_file=str(validation_file))
     assert (len(data.training), len(data.validation)) == (8, 2)
 

@@ -43,7 +43,7 @@ def read_conversations(source: str | Path, *, split: str = "train") -> list[Conv
     """
     conversations = [
         to_conversation(record, where=f"{source}, record {number}")
-        for number, record in enumerate(_read_records(str(source), split), start=1)
+        for number, record in enumerate(read_records(str(source), split=split), start=1)
     ]
     if not conversations:
         raise UserError(f"{source} is empty; it needs at least one record with {FORMS}")
@@ -150,8 +150,18 @@ def _short(value: Any, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _read_records(source: str, split: str) -> Iterable[Mapping[str, Any]]:
-    """Open whatever `source` names and yield its raw records."""
+def read_records(source: str, *, split: str = "train", needs: str = FORMS) -> Iterable[Mapping[str, Any]]:
+    """Open whatever `source` names and yield its raw records.
+
+    Args:
+        source: As for `read_conversations`.
+        split: Likewise.
+        needs: The fields that a record must have, for messages.
+
+    Raises:
+        MissingFileError: Nothing of this name is there, or the hub cannot be reached.
+        UserError: The data are empty or broken.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(path, split)
@@ -160,7 +170,7 @@ def _read_records(source: str, split: str) -> Iterable[Mapping[str, Any]]:
         if reader is None:
             raise UserError(f"{source} has the ending {path.suffix!r}; known are {', '.join(_FILE_READERS)}")
         if path.stat().st_size == 0:
-            raise UserError(f"{source} is empty; it needs at least one record with {FORMS}")
+            raise UserError(f"{source} is empty; it needs at least one record with {needs}")
         return reader(path)
     looks_like_path = reader is not None or source.startswith(("/", ".", "~")) or source.count("/") > 1
     if looks_like_path:

@@ -237,6 +237,7 @@ class Arithmetic:
 
     name = "arithmetic"
     kinds = tuple(_DRAWS)
+    num_shots: int | None = None
 
     def train(self, num_examples: int | None = None, *, seed: int) -> list[Problem]:
         """Return different training problems in random order, the hard kinds twice as often as the easy ones."""

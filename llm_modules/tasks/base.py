@@ -1,4 +1,4 @@
-"""What a built-in task is: problems with one right answer each, and a judge that reads any model's text."""
+"""What a task is: problems with one right answer each, and a judge that reads any model's text."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,18 +28,44 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Field:
+    """One field of a structured answer.
+
+    Args:
+        name: of the field.
+        wanted: the reference fills it.
+        said: the text fills it.
+        right: both do, with the same value.
+    """
+
+    name: str
+    wanted: bool
+    said: bool
+    right: bool
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What the judge found: `correct` when the answer is right, `form` when the text has the required form."""
+    """What the judge found.
+
+    Args:
+        correct: the answer is right.
+        form: the text has the form that the task asks for.
+        fields: of a structured answer, one by one; empty where answers have no fields.
+    """
 
     correct: bool
     form: bool
+    fields: tuple[Field, ...] = ()
 
 
 class Task(Protocol):
-    """A generated data set whose answers can be checked. Equal arguments give equal problems."""
+    """A data set whose answers can be checked. Equal arguments give equal problems."""
 
     name: str
     kinds: tuple[str, ...]
+    num_shots: int | None
+    """With so many demonstrations in its context the source alone is judged beside a model; `None`: it is not."""
 
     def train(self, num_examples: int | None, *, seed: int) -> list[Problem]:
         """Return training problems, `None`: as many as the task is meant to be trained with.

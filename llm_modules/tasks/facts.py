@@ -262,6 +262,7 @@ class FactsTask:
 
     name = "facts"
     kinds = tuple(WORDINGS)
+    num_shots: int | None = 8  # what the pair can say is what the source knows
 
     def train(self, num_examples: int | None = None, *, seed: int) -> list[Problem]:
         """Training subjects in every wording, shuffled; all of them where `num_examples` is None or too many."""

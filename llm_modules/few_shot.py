@@ -1,0 +1,62 @@
+"""The frozen source alone, with worked examples in its context: what a pair on it is compared with."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from llm_modules.data.templates import encode_prompt
+from llm_modules.evaluation import Evaluation, judge
+from llm_modules.prefix import common_prefix
+from llm_modules.source import Source
+from llm_modules.tasks import Problem, Task
+from llm_modules.writing import Writing, write
+
+
+def few_shot(
+    source: Source, task: Task, problems: Sequence[Problem], *, num_examples: int, seed: int, max_new_tokens: int
+) -> Evaluation:
+    """Judge the source; what the prompts of a kind share is read once.
+
+    Args:
+        source: With its tokenizer, whose chat template is used.
+        task: Whose demonstrations it is shown.
+        problems: What it is asked.
+        num_examples: Demonstrations before each problem.
+        seed: Of the demonstrations.
+        max_new_tokens: Most tokens of an answer.
+    """
+    texts: dict[Problem, str] = {}
+    num_tokens, seconds = 0, 0.0
+    for kind in task.kinds:
+        chosen = [problem for problem in problems if problem.kind == kind]
+        if not chosen:
+            continue
+        prompts = [task.few_shot_prompt(problem, num_examples, seed=seed) for problem in chosen]
+        whole = [_encode_either(prompt, source.tokenizer) for prompt in prompts]
+        shared = common_prefix(whole)
+        written = write(
+            source.model,
+            [prompt[shared:] for prompt in whole],
+            source.tokenizer,
+            max_new_tokens=max_new_tokens,
+            prefix=whole[0][:shared],
+            stop_ids=_line_end(source.tokenizer) if isinstance(prompts[0], str) else (),
+            label=f"source, {kind} examples in context",
+        )
+        texts |= dict(zip(chosen, written.texts, strict=True))
+        num_tokens, seconds = num_tokens + written.num_tokens, seconds + written.seconds
+    return judge(task, problems, Writing([texts[problem] for problem in problems], num_tokens, seconds))
+
+
+def _line_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that ends a line: what follows it in a list of examples is the next one."""
+    found: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    return found[-1:]
+
+
+def _encode_either(prompt: list[dict[str, str]] | str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A text as it stands, a conversation in the tokenizer's chat template."""
+    if isinstance(prompt, str):
+        ids: list[int] = tokenizer(prompt)["input_ids"]
+        return ids
+    return encode_prompt(prompt, tokenizer)
