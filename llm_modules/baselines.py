@@ -114,8 +114,6 @@ class GeneratorAlone(nn.Module):
         if labels is None:
             return CausalLMOutputWithPast(logits=self._read_out(states).logits())
         predicts, targets = label_rows(labels)
-        if not len(targets):
-            raise UserError("no position has a label after masking; check labels and max_length")
         vocabulary = None if loss_vocabulary is None else loss_vocabulary.to(states.device)
         readout = self._read_out(states[predicts], None if vocabulary is None else vocabulary.words)
         loss = cross_entropy(readout, targets, vocabulary=vocabulary, num_items=num_items_in_batch)

@@ -5,6 +5,7 @@ changed, so a control passes through the very forward and decoding that it is to
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class SourceView(Source):
         self.__dict__.update(source.__dict__)
 
 
-class UnreadSource(SourceView):
+class UnreadSource(SourceView, ABC):
     """Says something in place of states, whatever the text; the body runs only to keep count in a cache."""
 
     def read(self, input_ids: Tensor, *, attention_mask: Tensor, taps: list[int], cache: Cache | None = None) -> Tensor:
@@ -38,9 +39,9 @@ class UnreadSource(SourceView):
             super().read(input_ids, attention_mask=attention_mask, taps=taps, cache=cache)
         return self.instead(input_ids, taps)
 
+    @abstractmethod
     def instead(self, input_ids: Tensor, taps: list[int]) -> Tensor:
         """What stands in place of the states, `[batch, length, taps, D]`."""
-        raise NotImplementedError
 
 
 class ZeroedSource(UnreadSource):

@@ -17,7 +17,7 @@ class CombinedGenerationMixin(GenerationMixin):
 
     config: CombinedConfig
     _position_limit: int | None
-    _window_size: int | None
+    _num_entering: Callable[[int, int], int]
     source: Source
     fold_head_: Callable[[], None]
 
@@ -47,9 +47,7 @@ class CombinedGenerationMixin(GenerationMixin):
         """Give `generate` our cache."""
         prompts = model_kwargs["prompt_mask"].shape[1]
         self.source.check_length(prompts if self.config.visibility == "prompt" else max_cache_length)
-        limit, needed = self._position_limit, max_cache_length
-        if self._window_size is not None:  # what a longer prompt has before its window takes no position
-            needed -= max(0, prompts - self._window_size)
+        limit, needed = self._position_limit, self._num_entering(prompts, max_cache_length - prompts)
         if limit is not None and needed > limit:
             raise UserError(
                 f"prompt and max_new_tokens need {needed} positions, the generator has {limit}; shorten the prompt or "

@@ -89,10 +89,19 @@ def inspect_folder(
         example = Example(prompt_ids, _write(model, prompt_ids, tokenizer, max_new_tokens=max_new_tokens))
     else:
         example = encode([*turns, {"role": "assistant", "content": answer}], tokenizer)
-        check_ids(example.input_ids, tokenizer, vocab_size=model.config.vocab_size)
-        model.check_room(len(prompt_ids), len(example.response_ids))
+        check_example(model, example, tokenizer)
     found = inspect_answer(model, example, tokenizer, question=prompt)
     return [write_page(found, output / "inspect.html", model=str(folder)), *write_pictures(found, output)]
+
+
+def check_example(model: CombinedModel, example: Example, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse an example that the pair cannot be given.
+
+    Raises:
+        UserError: For an id that the source does not have, or more tokens than source or generator hold.
+    """
+    check_ids(example.input_ids, tokenizer, vocab_size=model.config.vocab_size)
+    model.check_room(len(example.prompt_ids), len(example.response_ids))
 
 
 def load_pair(folder: Path) -> tuple[CombinedModel, PreTrainedTokenizerBase]:

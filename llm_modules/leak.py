@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from llm_modules.bootstrap import Estimate, bootstrap
 from llm_modules.data.templates import Example
+from llm_modules.features import inputs_of
 from llm_modules.modeling import CombinedModel
 
 NUM_TESTED = 32
@@ -58,18 +59,18 @@ def leak_test(model: CombinedModel, examples: Sequence[Example], *, seed: int) -
     numbers = torch.Generator().manual_seed(seed)
     gained, largest = [], 0.0
     for example in tqdm(examples[:NUM_TESTED], desc="leak test", unit=" positions"):
-        row, prompt_len = example.input_ids, len(example.prompt_ids)
-        column = prompt_len - 1 + int(torch.randint(len(example.response_ids), (), generator=numbers))
-        without = _logits(model, row[: column + 1], prompt_len, column)
-        whole = _logits(model, row[: column + 2 + FUTURE], prompt_len, column)
+        written = int(torch.randint(len(example.response_ids), (), generator=numbers))  # tokens of it that stand there
+        without = _next_logits(model, example, written, future=0)
+        whole = _next_logits(model, example, written, future=1 + FUTURE)
         moved = (whole - without).abs().max().item()
         largest = moved if math.isnan(moved) else max(largest, moved)
-        target = torch.tensor(row[column + 1], device=whole.device)
+        target = torch.tensor(example.response_ids[written], device=whole.device)
         gained.append((F.cross_entropy(without, target) - F.cross_entropy(whole, target)).item())
     return Leak(bootstrap(gained, seed=seed), largest, len(gained))
 
 
-def _logits(model: CombinedModel, row: list[int], prompt_len: int, column: int) -> torch.Tensor:
-    ids = torch.tensor([row], device=model.device)
-    is_prompt = (torch.arange(len(row), device=ids.device) < prompt_len)[None]
-    return model(ids, prompt_mask=is_prompt, logits_to_keep=len(row) - column).logits[0, 0].float()
+def _next_logits(model: CombinedModel, example: Example, written: int, *, future: int) -> torch.Tensor:
+    """Of the token after so many of the response, with so many more before the model, `[V]`."""
+    shown = Example(example.prompt_ids, example.response_ids[: written + future])
+    after = len(shown.response_ids) - written
+    return model(**inputs_of(model, shown), logits_to_keep=after + 1).logits[0, 0].float()

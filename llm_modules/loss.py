@@ -68,10 +68,16 @@ def label_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         `[batch, length]` bool mask of predicting positions, and the `[num_labels]` targets in the same order.
+
+    Raises:
+        UserError: If no position has a label.
     """
     predicts = torch.zeros_like(labels, dtype=torch.bool)
     predicts[:, :-1] = labels[:, 1:] != IGNORED
-    return predicts, labels[:, 1:][predicts[:, :-1]]
+    targets = labels[:, 1:][predicts[:, :-1]]
+    if not len(targets):
+        raise UserError("no position has a label after masking; check labels and max_length")
+    return predicts, targets
 
 
 def cross_entropy(

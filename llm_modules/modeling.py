@@ -214,8 +214,6 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
 
         if labels is not None:
             predicts, targets = label_rows(labels)
-            if not len(targets):
-                raise UserError("no position has a label after masking; check labels and max_length")
             self._check_inside(window, predicts, "labels")
             vocabulary = None if loss_vocabulary is None else loss_vocabulary.to(states.device)
             readout = self._read_out(
@@ -287,10 +285,13 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
         Raises:
             UserError: If a prompt and a response of so many tokens need more positions than one of them has.
         """
-        window = self._window_size
         if self._attached_source is not None:
             self.source.check_length(prompt_len + (0 if self.config.visibility == "prompt" else response_len))
-        self._check_positions((prompt_len if window is None else min(prompt_len, window)) + response_len)
+        self._check_positions(self._num_entering(prompt_len, response_len))
+
+    def _num_entering(self, prompt_len: int, response_len: int) -> int:
+        """How many tokens of a prompt and a response enter the generator."""
+        return (prompt_len if self._window_size is None else min(prompt_len, self._window_size)) + response_len
 
     def _check_positions(self, entering: int) -> None:
         if self._position_limit is not None and entering > self._position_limit:

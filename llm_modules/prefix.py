@@ -6,10 +6,18 @@ from collections.abc import Sequence
 from transformers import DynamicCache
 
 
+def num_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    shortest = min(len(one), len(other))
+    return next((index for index in range(shortest) if one[index] != other[index]), shortest)
+
+
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """Count the leading tokens that all rows share (a system prompt, say), leaving at least one to each."""
-    shortest = min(map(len, rows), default=1) - 1
-    return next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), shortest)
+    if not rows:
+        return 0
+    # what the first and the last in order share, all between them share
+    return min(num_shared(min(rows, key=tuple), max(rows, key=tuple)), min(map(len, rows)) - 1)
 
 
 def repeated(cache: DynamicCache, rows: int) -> DynamicCache:

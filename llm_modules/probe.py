@@ -19,7 +19,7 @@ from llm_modules.errors import UserError
 from llm_modules.evaluation import Score, evaluate, judge
 from llm_modules.features import Reading, Text, batches, distinct_texts, inputs_of, read_text
 from llm_modules.files import write_text
-from llm_modules.inspection import inspect_answer, load_pair, make_folder, spell, write_pictures
+from llm_modules.inspection import check_example, inspect_answer, load_pair, make_folder, spell, write_pictures
 from llm_modules.leak import leak_test
 from llm_modules.loss import IGNORED
 from llm_modules.modeling import CombinedModel
@@ -211,8 +211,7 @@ def _from_task(
     problems = task.test(num, seed=seed)
     examples = [encode(problem.messages(), tokenizer) for problem in problems]
     for example in examples:
-        check_ids(example.input_ids, tokenizer, vocab_size=model.config.vocab_size)
-        model.check_room(len(example.prompt_ids), len(example.response_ids))
+        check_example(model, example, tokenizer)
     return Questions(task.name, [problem.question for problem in problems], examples, task, problems)
 
 

@@ -14,6 +14,7 @@ from llm_modules.errors import UserError
 from llm_modules.growing import growing_cache
 from llm_modules.knowledge import CombinedCache, Knowledge
 from llm_modules.modeling import CombinedModel
+from llm_modules.prefix import num_shared
 from llm_modules.source import Source
 
 MAX_TOKENS = 32_768  # kept; what they take is printed by `nbytes`
@@ -88,8 +89,8 @@ class SharedReading:
         if not set(taps) <= set(self._taps):  # the states that were kept are not all that is wanted now
             self._taps = tuple(sorted({*self._taps, *taps}))
             self._known.clear()
-        text = max(self._known, key=lambda known: _num_shared(known, ids), default=())
-        shared = _num_shared(text, ids)
+        text = max(self._known, key=lambda known: num_shared(known, ids), default=())
+        shared = num_shared(text, ids)
         if shared < len(text) and not all(layer.is_croppable for layer in self._known[text].cache.layers):
             shared = 0  # keys and values of a sliding window cannot be wound back
         if shared:
@@ -117,9 +118,3 @@ class SharedReading:
     def _forget(self) -> None:
         while len(self._known) > 1 and sum(map(len, self._known)) > self.max_tokens:
             self._known.popitem(last=False)
-
-
-def _num_shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    shortest = min(len(one), len(other))
-    return next((index for index in range(shortest) if one[index] != other[index]), shortest)

@@ -33,6 +33,7 @@ from llm_modules.loading import load_causal_lm
 from llm_modules.modeling import CombinedModel
 from llm_modules.plots import loss_figure, save_figure
 from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings
+from llm_modules.shapes import choices_of
 from llm_modules.store.training import StoreCollator, store_for
 from llm_modules.tasks import get_task
 from llm_modules.trainer import CombinedTrainer, StopOnInterrupt, training_batches
@@ -66,13 +67,12 @@ def build_model(settings: ModelSettings, *, seed: int) -> CombinedModel:
         return CombinedModel.from_pretrained(settings.pretrained, source=elsewhere, source_dtype=dtype)
     if settings.source is None:
         raise UserError("model.source is null; a pair needs one: name it")
-    choices = settings.model_dump(exclude={"pretrained", "source", "source_revision", "source_dtype", "generator"})
     return CombinedModel.from_modules(
         settings.source,
         settings.generator,
         source_revision=settings.source_revision,
         source_dtype=dtype,
-        **choices,
+        **choices_of(settings),
     )
 
 

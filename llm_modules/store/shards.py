@@ -8,7 +8,6 @@ checksums  [num_texts]                int64, CRC-32 of the text's states and sca
 """
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -20,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from llm_modules.features import Text
+from llm_modules.files import write_bytes
 from llm_modules.store.encoding import StoredDtype, checksum, encode
 from llm_modules.store.key import text_digest
 from llm_modules.store.manifest import Entry
@@ -72,15 +72,7 @@ def write_shard(
         prefix=prefix,
         prefix_ids=prefix_ids,
     )
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_bytes(path, content)
     entry.write(path.parent)
     return entry
 
