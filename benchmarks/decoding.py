@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache
 
 from llm_modules import CombinedModel, Knowledge, Source
+from llm_modules.controls import SourceView
 
 
 @torch.no_grad()
@@ -55,7 +56,7 @@ def _arguments(ids: Tensor, prompt_len: int, states: Tensor | None) -> dict[str,
     return {"prompt_mask": is_prompt, "knowledge": knowledge}
 
 
-class RememberingSource(Source):
+class RememberingSource(SourceView):
     """The same source, which reads only what is new since its last reading.
 
     A `bidirectional` pair decodes without a cache and has its source read the whole text again for every token. The
@@ -63,7 +64,7 @@ class RememberingSource(Source):
     """
 
     def __init__(self, source: Source):
-        self.__dict__.update(source.__dict__)
+        super().__init__(source)
         self._ids: Tensor | None = None
         self._states: Tensor | None = None
         self._cache: Cache | None = None

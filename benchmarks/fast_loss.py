@@ -4,22 +4,20 @@ The built-in task `facts` by its recipe, once with the recipe's `sampled_words` 
 else equal. Both answer the same held-out questions.
 """
 
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
 
-import torch
-
 from benchmarks.results import RECIPES, parser, publish, table
 from llm_modules import Source
+from llm_modules.bootstrap import bootstrap
 from llm_modules.data.templates import with_template
 from llm_modules.evaluation import evaluate
 from llm_modules.settings import load_settings
 from llm_modules.tasks import get_task
 from llm_modules.training import build_model, fit, load_data
 
-SEED, TEST_SEED, DRAWS = 0, 1, 2000
+SEED, TEST_SEED = 0, 1
 NUM_PROBLEMS, MAX_NEW_TOKENS = 1000, 40  # all held-out questions there are
 
 
@@ -42,23 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = evaluate(model.eval(), task, problems, tokenizer, max_new_tokens=MAX_NEW_TOKENS, label=name)
         right[name] = [float(verdict.correct) for verdict in found.verdicts]
         rows.append([name, str(found.exact), f"{seconds:.0f}"])
-    difference, low, high = paired(right["sampled"], right["full vocabulary"])
+    less = bootstrap([a - b for a, b in zip(right["sampled"], right["full vocabulary"], strict=True)], seed=SEED)
     measured = (
         f"{table(('loss over', 'exact match', 'seconds of training'), rows)}\n\nSampled less full: "
-        f"{100 * difference:+.1f} points (95 %: {100 * low:+.1f} to {100 * high:+.1f}; paired bootstrap)."
+        f"{100 * less.value:+.1f} points (95 %: {100 * less.low:+.1f} to {100 * less.high:+.1f}; paired bootstrap)."
     )
     publish(
         "performance", given, command="python -m benchmarks.fast_loss", block="fast-loss", started=started,
-        measured=measured, results={"seed": SEED, "difference": [difference, low, high], "rows": rows},
+        measured=measured, results={"seed": SEED, "difference": [less.value, less.low, less.high], "rows": rows},
     )  # fmt: skip
-
-
-def paired(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
-    """Mean difference, and the ends of its 95 % interval over draws of questions."""
-    differences = torch.tensor(one) - torch.tensor(other)
-    draws = torch.randint(len(differences), (DRAWS, len(differences)), generator=torch.Generator().manual_seed(SEED))
-    low, high = differences[draws].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return statistics.fmean(differences.tolist()), low, high
 
 
 if __name__ == "__main__":

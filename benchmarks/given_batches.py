@@ -51,10 +51,16 @@ def collated(batch: list[Example]) -> dict[str, Any]:
     return Collator(0)(batch)
 
 
-def update_(loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> float:
-    """One update of the weights, alike for all competitors."""
+def update_(
+    loss: Tensor,
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    *,
+    max_grad_norm: float = MAX_GRAD_NORM,
+) -> float:
+    """One update of the weights, as the Trainer makes it and alike for all competitors; the loss."""
     loss.backward()
-    clip_grad_norm_(parameters, MAX_GRAD_NORM)
+    clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
     return loss.item()

@@ -12,17 +12,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Picture
-from torch.nn.utils import clip_grad_norm_
 from transformers import LlamaConfig
 
 from benchmarks.bars import Bar, Figure, bars_table, record
 from benchmarks.decoding_speed import REPEATS, SEED, Writer, default_stage, paper_stage
-from benchmarks.results import RECIPES, STYLE, parser, publish, table
+from benchmarks.given_batches import update_
+from benchmarks.pairs import build, optimizer_of, settings_of
+from benchmarks.results import STYLE, parser, publish, table
 from llm_modules import CombinedModel, Knowledge, Source
 from llm_modules.modeling import LEAK_WARNING
-from llm_modules.optimizer import build_optimizer
-from llm_modules.settings import Settings, load_settings
-from llm_modules.shapes import choices_of
+from llm_modules.settings import Settings
 
 CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)
 LENGTHS = (128, 256, 512, 1024)
@@ -53,7 +52,7 @@ def step_times(
     """Seconds of a training step over lengths, at the default source's vocabulary, and over vocabularies."""
     stored = Source.load("default", tables_only=True)
     found: dict[str, dict[int, list[float]]] = {"length": {}, "vocabulary": {}}
-    model = _pair(stored, settings)
+    model = build(settings, stored)
     for length in lengths:
         found["length"][length] = _steps(model, settings, length)
     for vocab_size in vocabularies:
@@ -61,13 +60,8 @@ def step_times(
             vocab_size=vocab_size, hidden_size=stored.config.hidden_size, num_hidden_layers=8, num_attention_heads=9,
             num_key_value_heads=3, intermediate_size=64,
         )  # fmt: skip
-        found["vocabulary"][vocab_size] = _steps(_pair(Source.of(shape), settings), settings, LENGTH)
+        found["vocabulary"][vocab_size] = _steps(build(settings, Source.of(shape)), settings, LENGTH)
     return found
-
-
-def _pair(source: Source, settings: Settings) -> CombinedModel:
-    torch.manual_seed(SEED)
-    return CombinedModel.from_modules(source, settings.model.generator, **choices_of(settings.model)).train()
 
 
 def _steps(model: CombinedModel, settings: Settings, length: int) -> list[float]:
@@ -77,15 +71,11 @@ def _steps(model: CombinedModel, settings: Settings, length: int) -> list[float]
     labels = ids.masked_fill(torch.arange(length) < prompt_len, -100)
     states = torch.randn(BATCH, prompt_len, len(config.taps), config.d_source, generator=draw)
     knowledge = Knowledge(states, torch.ones(BATCH, prompt_len, dtype=torch.bool))
-    decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
-    optimizer = build_optimizer(model, settings.training, decayed=decayed)
+    optimizer, parameters = optimizer_of(model.train(), settings.training), list(model.parameters())
     seconds = []
     for _ in range(REPEATS + 2):
         start = time.perf_counter()
-        model(ids, labels=labels, knowledge=knowledge).loss.backward()
-        clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        update_(model(ids, labels=labels, knowledge=knowledge).loss, parameters, optimizer)
         seconds.append(time.perf_counter() - start)
     print(f"  step, length {length}, V {config.vocab_size:,}: {statistics.median(seconds[2:]):.3f} s", flush=True)
     return seconds[2:]
@@ -117,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given, started = parser("growth", __doc__.partition("\n")[0]).parse_args(arguments), time.perf_counter()
     warnings.filterwarnings("ignore", message=LEAK_WARNING.partition(" lets")[0])
     contexts = CONTEXTS[:2] if given.quick else CONTEXTS
-    settings = load_settings(RECIPES / "arithmetic.yaml", ["training.optimizer=adamw"])
+    settings = settings_of("prompt")
     print("training steps", flush=True)
     lengths, vocabularies = (LENGTHS[:2], VOCABULARIES[:2]) if given.quick else (LENGTHS, VOCABULARIES)
     steps = step_times(settings, lengths=lengths, vocabularies=vocabularies)

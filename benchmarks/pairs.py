@@ -18,7 +18,7 @@ from llm_modules import CombinedModel, Knowledge, Source
 from llm_modules.features import with_knowledge
 from llm_modules.loss import LossVocabulary
 from llm_modules.optimizer import build_optimizer
-from llm_modules.settings import Settings, load_settings
+from llm_modules.settings import Settings, TrainingSettings, load_settings
 from llm_modules.shapes import choices_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -51,14 +51,19 @@ def build(settings: Settings, source: Source) -> CombinedModel:
     return CombinedModel.from_modules(source, settings.model.generator, **choices_of(settings.model))
 
 
+def optimizer_of(model: CombinedModel, settings: TrainingSettings, **adam_kwargs: Any) -> torch.optim.Optimizer:
+    """As training makes it: matrices decay, norms and biases do not."""
+    decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    return build_optimizer(model, settings, decayed=decayed, **adam_kwargs)
+
+
 def actions_of(model: CombinedModel, settings: Settings, folder: Path, *, keeps: bool, samples: bool) -> Actions:
     """`step(index)` trains on a batch: what it reads, pads and samples is part of the step."""
     visibility = settings.model.visibility
     batches = read_batches(folder)
     words = torch.tensor(sorted({word for batch in batches for example in batch for word in example.response_ids}))
     numbers = torch.Generator().manual_seed(SEED)
-    decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
-    optimizer = build_optimizer(model.train(), settings.training, decayed=decayed)
+    optimizer = optimizer_of(model.train(), settings.training)
     parameters = list(model.parameters())
 
     def step(index: int) -> float:

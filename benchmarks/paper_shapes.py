@@ -17,18 +17,17 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from benchmarks.given_batches import update_
 from benchmarks.limits import bandwidth_gb_per_s, matmul_tflops
+from benchmarks.pairs import optimizer_of
 from benchmarks.watch import Watch
 from llm_modules import CombinedModel, Source
 from llm_modules.corpus import Corpus
 from llm_modules.files import write_text
 from llm_modules.loss import rows_per_chunk
 from llm_modules.modeling import LEAK_WARNING
-from llm_modules.optimizer import build_optimizer
 from llm_modules.planning import Plan, plan
 from llm_modules.settings import Settings, load_settings
 from llm_modules.shapes import choices_of, known_shape
@@ -174,12 +173,11 @@ def run_pair(
     with watch.phase(f"{wiring}: build"):
         model = CombinedModel.from_modules(source, generator, **choices_of(settings.model))
     ids = torch.randint(source.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(SEED))
-    decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
-    optimizer = build_optimizer(model.train(), settings.training, decayed=decayed, fused=True)
-    losses = []
+    optimizer, parameters = optimizer_of(model.train(), settings.training, fused=True), list(model.parameters())
+    losses, norm = [], settings.training.max_grad_norm
     for step in ("first step", "second step"):  # the first one also makes the optimizer's states
         with watch.phase(f"{wiring}: {step}"):
-            losses.append(train_step(model, optimizer, ids, settings.training.max_grad_norm))
+            losses.append(update_(model(ids, labels=ids).loss, parameters, optimizer, max_grad_norm=norm))
     optimizer.zero_grad()
     with watch.phase(f"{wiring}: 32 tokens"):
         written = model.eval().generate(
@@ -193,16 +191,6 @@ def run_pair(
         "seconds": watch.seconds[f"{wiring}: second step"],
         "losses": losses,
     }
-
-
-def train_step(model: CombinedModel, optimizer: torch.optim.Optimizer, ids: Tensor, max_grad_norm: float) -> float:
-    """One update, as the Trainer makes it."""
-    loss = model(ids, labels=ids).loss
-    loss.backward()
-    clip_grad_norm_(model.parameters(), max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.item()
 
 
 def published_parameters(source: PreTrainedConfig, generator: PreTrainedConfig) -> int:

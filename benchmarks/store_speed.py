@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.bars import Bar, Figure, bars_table, record
 from benchmarks.given_batches import update_
-from benchmarks.pairs import build, settings_of
+from benchmarks.pairs import build, optimizer_of, settings_of
 from benchmarks.results import parser, publish, table
 from benchmarks.training import Inputs, with_given_knowledge
 from llm_modules import CombinedModel, Source
@@ -22,7 +22,6 @@ from llm_modules.data.dataset import Collator, prepare
 from llm_modules.data.templates import Example, with_template
 from llm_modules.features import distinct_texts, with_knowledge
 from llm_modules.loss import LossVocabulary
-from llm_modules.optimizer import build_optimizer
 from llm_modules.store.extraction import Extraction
 from llm_modules.store.key import Key
 from llm_modules.store.reader import FeatureStore
@@ -79,8 +78,7 @@ def take_turns(
     model: CombinedModel, settings, ways: dict[str, tuple[Sequence[Example], Collate]], rounds: int, *, loss: str
 ) -> dict[str, list[float]]:
     """Seconds of the steps of each way, on the same batches; the first round only warms up."""
-    decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
-    optimizer, parameters = build_optimizer(model.train(), settings, decayed=decayed), list(model.parameters())
+    optimizer, parameters = optimizer_of(model.train(), settings), list(model.parameters())
     vocabulary = None
     if loss == "sampled":
         vocabulary = LossVocabulary.sample(

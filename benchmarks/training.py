@@ -9,17 +9,17 @@ from itertools import count, pairwise
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
+from benchmarks.given_batches import update_
+from benchmarks.pairs import optimizer_of
 from llm_modules import CombinedModel, Knowledge
 from llm_modules.data.batches import LengthGroupedBatches
 from llm_modules.data.dataset import Collator, padding_id
 from llm_modules.data.templates import Example
 from llm_modules.loss import LossVocabulary
-from llm_modules.optimizer import build_optimizer
 from llm_modules.settings import TrainingSettings
 from llm_modules.training import TrainingData
 
@@ -46,8 +46,7 @@ def train_(
         label: What the progress bar calls it.
         each: Called with the number of updates made, after each.
     """
-    decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
-    optimizer = build_optimizer(model, settings, decayed=decayed, betas=(0.9, settings.adam_beta2))
+    optimizer, parameters = optimizer_of(model, settings, betas=(0.9, settings.adam_beta2)), list(model.parameters())
     schedule = get_scheduler(
         settings.lr_scheduler,
         optimizer,
@@ -58,12 +57,8 @@ def train_(
     with tqdm(total=steps, desc=label, unit=" steps") as progress:
         for inputs in batches:
             loss = model.train()(**inputs).loss
-            loss.backward()
-            clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-            optimizer.step()
+            losses.append(update_(loss, parameters, optimizer, max_grad_norm=settings.max_grad_norm))
             schedule.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
             progress.update()
             if each is not None:
                 each(len(losses))
