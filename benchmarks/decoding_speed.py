@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from benchmarks import yardstick
 from benchmarks.bars import Bar, Figure, bars_table, record
 from benchmarks.limits import bandwidth_gb_per_s
 from benchmarks.paper_shapes import MODELS, SMALL_SHAPES, random_source
@@ -30,7 +31,7 @@ from llm_modules.shapes import choices_of, known_shape
 
 SEED = 0
 REPEATS = 5
-TOKENS = 4  # written at a place, in one call of `generate`
+TOKENS = {1: 4, 8: 2}  # written at a place, in one call of `generate`, by batch
 PROMPT = 512
 PLACES = (1, 33, 65, 129, 257, 513, 769, 1003)  # of an answer
 ANSWERS = (64, 256, 1024)
@@ -83,7 +84,7 @@ class Writer:
         self._length = self.prompt_len + place
 
     @torch.no_grad()
-    def seconds(self, tokens: int = TOKENS) -> list[float]:
+    def seconds(self, tokens: int) -> list[float]:
         """Write so many tokens after one that is not timed; the seconds of each."""
         ids = torch.full((self.batch, self._length), 3)
         clock = Clock([])
@@ -145,7 +146,7 @@ def time_per_token(writers: Mapping[str, Writer], places: Sequence[int] = PLACES
         turns: dict[str, list[float]] = {name: [] for name in writers}
         for _ in range(REPEATS):
             for name, writer in writers.items():
-                turns[name].append(statistics.median(writer.seconds()))
+                turns[name].append(statistics.median(writer.seconds(TOKENS[writer.batch])))
         for name, seconds in turns.items():
             found[name].append(seconds)
         shown = ", ".join(f"{name} {1000 * statistics.median(seconds):.1f}" for name, seconds in turns.items())
@@ -281,14 +282,23 @@ def bytes_per_token(model: PreTrainedModel, length: int) -> int:
     return size + head + _cache_bytes(model, length)
 
 
+def bytes_held(model: PreTrainedModel, length: int, batch: int) -> int:
+    """Bytes of all weights and of the caches after so many tokens; a pair's hold its source's too."""
+    size = sum(weight.nbytes for weight in model.parameters()) + _cache_bytes(model, length, batch)
+    if isinstance(model, CombinedModel):
+        size += sum(weight.nbytes for weight in model.source.model.parameters())
+        size += 0 if model._folded_head is None else model._folded_head.nbytes
+    return size
+
+
 def _reads_knowledge(name: str, model: CombinedModel) -> bool:
     """Whether a weight of the bridge meets the prompt only."""
     over_prompt = ("pre_projection", "compress", "skip_projection", ".key.", ".value.", "knowledge_norm", "mix")
     return model.config.visibility == "prompt" and any(part in f".{name}" for part in over_prompt)
 
 
-def _cache_bytes(model: PreTrainedModel, length: int) -> int:
-    cache = filled_cache(model, prompt_len=PROMPT, written=max(0, length - PROMPT), batch=1)
+def _cache_bytes(model: PreTrainedModel, length: int, batch: int = 1) -> int:
+    cache = filled_cache(model, prompt_len=PROMPT, written=max(0, length - PROMPT), batch=batch)
     caches = [cache]
     if isinstance(cache, CombinedCache):
         caches = [cache.self_attention_cache, cache.cross_attention_cache, *cache._own_caches]
@@ -297,8 +307,7 @@ def _cache_bytes(model: PreTrainedModel, length: int) -> int:
 
 def measure_stage(stage: Stage, *, batches: Sequence[int], places: Sequence[int]) -> dict:
     """Everything of one size: seconds of answers by batch, model and round; seconds to the first token."""
-    for pair in stage.pairs.values():
-        pair.fold_head_()  # once per model, not per answer
+    _fold_heads_(stage, num_rows=1)
     print(f"{stage.name}: to the first token after {PROMPT} tokens", flush=True)
     first = time_to_first_token(
         {name: model for name, model in stage.models.items() if name != "generator alone"}, PROMPT
@@ -306,6 +315,7 @@ def measure_stage(stage: Stage, *, batches: Sequence[int], places: Sequence[int]
     answers: dict[int, dict[str, dict[int, list[float]]]] = {}
     for batch in batches:
         print(f"{stage.name}: batch {batch}", flush=True)
+        _fold_heads_(stage, num_rows=batch)
         writers = {name: Writer(model, PROMPT, batch) for name, model in stage.models.items()}
         found = time_per_token(writers, places)
         answers[batch] = {name: _answers(turns, places) for name, turns in found.items()}
@@ -314,6 +324,12 @@ def measure_stage(stage: Stage, *, batches: Sequence[int], places: Sequence[int]
         near = [place for place in places if place <= 2 * JUDGED]
         naive[name] = _answers(time_of_naive_loop(model, near, PROMPT), near)
     return {"first": first, "answers": answers, "naive": naive}
+
+
+def _fold_heads_(stage: Stage, *, num_rows: int) -> None:
+    """What `generate` does once per model, not per answer."""
+    for pair in stage.pairs.values():
+        pair.fold_head_(num_rows)
 
 
 def _answers(turns: Sequence[Sequence[float]], places: Sequence[int]) -> dict[int, list[float]]:
@@ -352,29 +368,46 @@ def rows_of(stage: Stage, found: dict, limit: float) -> list[list[str]]:
     for batch, by_model in found["answers"].items():
         for name, answers in by_model.items():
             size = bytes_per_token(stage.models[name], PROMPT + JUDGED // 2)
-            speeds = [batch * tokens / statistics.median(answers[tokens]) for tokens in ANSWERS]
-            low, high = (batch * JUDGED / end(answers[JUDGED]) for end in (max, min))
-            times = statistics.median(by_model["source"][JUDGED]) / statistics.median(answers[JUDGED])
-            first = found["first"].get(name)
-            shown = f"{statistics.median(first):.2f}" if first and batch == 1 else "–"
-            share = f"{speeds[1] * size / limit / 1e9:.0%}" if batch == 1 else "–"
-            rows.append(
-                [stage.name, str(batch), name, *(f"{speed:.1f}" for speed in speeds), f"{low:.1f}–{high:.1f}",
-                 f"{times:.2f}", shown, f"{size / 1e6:,.0f}", share]
-            )  # fmt: skip
+            held = bytes_held(stage.models[name], PROMPT + JUDGED, batch)
+            first = found["first"].get(name, []) if batch == 1 else []
+            shown = _shown(stage.name, batch, name, answers, by_model["source"], first)
+            share = f"{JUDGED * size / statistics.median(answers[JUDGED]) / limit / 1e9:.0%}" if batch == 1 else "–"
+            rows.append([*shown, f"{held / 1e6:,.0f}", f"{size / 1e6:,.0f}", share])
+    source = found["answers"][1]["source"]
     for name, answers in found["naive"].items():
-        median = statistics.median(answers[JUDGED])
-        times = statistics.median(found["answers"][1]["source"][JUDGED]) / median
-        low, high = (JUDGED / end(answers[JUDGED]) for end in (max, min))
-        rows.append(
-            [stage.name, "1", f"naive loop, as {name}", f"{64 / statistics.median(answers[64]):.2f}",
-             f"{JUDGED / median:.2f}", "–", f"{low:.2f}–{high:.2f}", f"{times:.3f}", "–", "–", "–"]
-        )  # fmt: skip
+        timed = {tokens: seconds for tokens, seconds in answers.items() if tokens <= JUDGED}
+        rows.append([*_shown(stage.name, 1, f"naive loop, as {name}", timed, source, []), "–", "–", "–"])
+    if "llama.cpp" in found:
+        first, answers = found["llama.cpp"]
+        rows.append([*_shown(stage.name, 1, "llama.cpp, 4-bit weights", answers, source, first), "–", "–", "–"])
     return rows
 
 
+def _shown(
+    size: str,
+    batch: int,
+    name: str,
+    answers: Mapping[int, Sequence[float]],
+    source: Mapping[int, Sequence[float]],
+    first: Sequence[float],
+) -> list[str]:
+    """Speeds of one row."""
+    speeds = [batch * tokens / statistics.median(answers[tokens]) if tokens in answers else None for tokens in ANSWERS]
+    low, high = (batch * JUDGED / end(answers[JUDGED]) for end in (max, min))
+    times = statistics.median(source[JUDGED]) / statistics.median(answers[JUDGED])
+    return [
+        size,
+        str(batch),
+        name,
+        *("–" if speed is None else f"{speed:.3g}" if speed < 1 else f"{speed:.1f}" for speed in speeds),
+        f"{low:.3g}–{high:.3g}",
+        f"{times:.2g}" if times < 1 else f"{times:.2f}",
+        f"{statistics.median(first):.2f}" if first else "–",
+    ]
+
+
 HEAD = ("size", "batch", "model", *(f"tokens/s, {tokens}" for tokens in ANSWERS), f"spread, {JUDGED}",
-        "times the source", "first token, s", "MB read a token", "share of bandwidth")  # fmt: skip
+        "times the source", "first token, s", "MB held", "MB read a token", "share of bandwidth")  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -385,9 +418,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"memory bandwidth {limit:.1f} GB/s; {torch.get_num_threads()} threads; seed {SEED}", flush=True)
     places = PLACES[:2] if given.quick else PLACES
     rows, figures, found = [], {}, {}
-    for make, batches in ((default_stage, (1, 8)), (lambda: paper_stage(small=given.quick), (1,))):
+    for make in (default_stage, lambda: paper_stage(small=given.quick)):
         stage = make()
-        found[stage.name] = measured = measure_stage(stage, batches=(1,) if given.quick else batches, places=places)
+        found[stage.name] = measured = measure_stage(stage, batches=(1,) if given.quick else (1, 8), places=places)
+        if stage.name == "default" and yardstick.is_there():
+            answers = (JUDGED,) if given.quick else ANSWERS
+            measured["llama.cpp"] = yardstick.measure([3] * PROMPT, answers=answers, repeats=REPEATS)
         rows += rows_of(stage, measured, limit)
         for name, figure in figures_of(stage, measured, limit).items():
             known = figures.get(name)  # of two sizes the worse one counts; both such bars are upper ones
@@ -395,9 +431,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 figures[name] = figure
         del stage, measured
     record(figures, given)
+    parts = [table(HEAD, rows), *([] if yardstick.is_there() else [f"{yardstick.MISSING}."]), bars_table(figures)]
     publish(
         "performance", given, command="python -m benchmarks.decoding_speed", block="decoding", started=started,
-        measured=f"{table(HEAD, rows)}\n\n{bars_table(figures)}", results={"seed": SEED, "gb_per_s": limit, **found},
+        measured="\n\n".join(parts), results={"seed": SEED, "gb_per_s": limit, **found},
     )  # fmt: skip
 
 

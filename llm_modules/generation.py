@@ -19,7 +19,7 @@ class CombinedGenerationMixin(GenerationMixin):
     _position_limit: int | None
     _num_entering: Callable[[int, int], int]
     source: Source
-    fold_head_: Callable[[], None]
+    fold_head_: Callable[[int], None]
 
     def generate(self, inputs: Tensor | None = None, *args, **kwargs):
         """Continue prompts, as in transformers: what is passed in is the prompt, what is written the response.
@@ -33,7 +33,6 @@ class CombinedGenerationMixin(GenerationMixin):
             kwargs["prompt_mask"] = begun.prompt_mask
         if prompts is not None and kwargs.get("prompt_mask") is None:
             kwargs["prompt_mask"] = torch.ones_like(prompts, dtype=torch.bool)  # decoding without a cache needs it
-        self.fold_head_()
         return super().generate(inputs, *args, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs) -> dict:
@@ -44,7 +43,8 @@ class CombinedGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ) -> None:
-        """Give `generate` our cache."""
+        """Give `generate` our cache, and the head the layout for its rows."""
+        self.fold_head_(batch_size * max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1))
         prompts = model_kwargs["prompt_mask"].shape[1]
         self.source.check_length(prompts if self.config.visibility == "prompt" else max_cache_length)
         limit, needed = self._position_limit, self._num_entering(prompts, max_cache_length - prompts)

@@ -360,37 +360,54 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
 
     def _read_out(self, states: Tensor, final: Tensor | None = None, words: Tensor | None = None) -> Readout:
         """The head: generator's states `[..., d]`, and the source's final ones `[..., D]` to add to, to logits."""
-        if self.config.head == "new":
-            return Readout(states, self.head.weight if words is None else self.head.weight[words])
         if final is not None:
             return self.source.readout(final + self.head(states), words)
         if self._folded_head is not None and words is None and not torch.is_grad_enabled():
             if self._folded_head.is_of(*self._head_parts):
                 return self._folded_head.read(states)
             self._folded_head = None
+        if self.config.head == "new":
+            return Readout(states, self.head.weight if words is None else self.head.weight[words])
         num_rows, (wide, narrow) = states.shape[:-1].numel(), self.head.weight.shape
         if folding_pays(num_rows, narrow=narrow, wide=wide):
             return self.source.readout(states, words, projection=self.head)
         return self.source.readout(self.head(states), words)
 
     @torch.no_grad()
-    def fold_head_(self) -> None:
-        """Put the source's output matrix through the head's projection once, so that a token reads `[V, d]` of it.
+    def fold_head_(self, num_rows: int = 1) -> None:
+        """Make the head ready for decoding so many rows: the same logits from fewer bytes, or faster ones.
 
-        `generate` calls this. It is kept, `V d` numbers, until the head changes or trains, and gives the same logits.
+        The source's output matrix goes through the head's projection once, so that a token reads `[V, d]` of it; a new
+        head is copied into the layout that a single row reads fastest. `generate` calls this. The matrix is kept, `V d`
+        numbers, until the head changes or trains.
         """
-        config, matrix = self.config, self.source.output_matrix
-        takes_final = config.start == "identity" and config.visibility != "prompt"
-        smaller = self.head.weight.element_size() * config.d_generator < matrix.element_size() * config.d_source
-        if config.head != "source" or takes_final or not smaller:
+        if not self._folding_helps(num_rows):
+            self._folded_head = None
             return
         if self._folded_head is None or not self._folded_head.is_of(*self._head_parts):
-            any_rows = self.head.weight.new_empty(0, config.d_generator)
-            self._folded_head = FoldedHead(self.source.readout(any_rows, projection=self.head), *self._head_parts)
+            any_rows = self.head.weight.new_empty(0, self.config.d_generator)
+            folded = (
+                Readout(any_rows, self.head.weight)
+                if self.config.head == "new"
+                else self.source.readout(any_rows, projection=self.head)
+            )
+            self._folded_head = FoldedHead(folded, *self._head_parts)
+        self._folded_head.lay_out_(num_rows)
+
+    def _folding_helps(self, num_rows: int) -> bool:
+        """Whether decoding so many rows gains by a head made ready."""
+        config = self.config
+        if config.head == "new":
+            return num_rows == 1 and self.device.type == "cpu"  # only another layout
+        matrix = self.source.output_matrix
+        takes_final = config.start == "identity" and config.visibility != "prompt"
+        smaller = self.head.weight.element_size() * config.d_generator < matrix.element_size() * config.d_source
+        return smaller and not takes_final
 
     @property
     def _head_parts(self) -> tuple[Tensor, ...]:
-        return self.source.output_matrix, *self.head.parameters()
+        parts = tuple(self.head.parameters())
+        return parts if self.config.head == "new" else (self.source.output_matrix, *parts)
 
     def train(self, mode: bool = True) -> "CombinedModel":
         """As for every module; what decoding had prepared is dropped."""

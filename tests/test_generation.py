@@ -433,15 +433,19 @@ def test_attention_stays_causal_however_the_parts_come_in(visibility, generator,
 # -- the head, folded once for decoding -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("start", ["published", "identity"])
-def test_folded_head_gives_the_same_logits(start):
-    model = randomise_(tiny_pair(visibility="prompt", start=start)).eval()
-    ids = random_ids(2, 9)
+@pytest.mark.parametrize("choices", [{"start": "published"}, {"start": "identity"}, {"head": "new"}])
+def test_folded_head_gives_the_same_logits_however_many_rows_it_is_laid_out_for(choices):
+    model = randomise_(tiny_pair(visibility="prompt", **choices)).eval()
+    ids = random_ids(5, 9)
     with torch.no_grad():
         plain = model(ids).logits
-        model.fold_head_()
-        assert model._folded_head is not None
-        torch.testing.assert_close(model(ids).logits, plain, atol=1e-5, rtol=1e-5)
+        for prepared_for in (1, 3, 1):
+            model.fold_head_(prepared_for)
+            assert (model._folded_head is None) == (prepared_for > 1 and choices.get("head") == "new")
+            for num_rows in (1, 3, 5):
+                found = model(ids[:num_rows]).logits
+                torch.testing.assert_close(found, plain[:num_rows], atol=1e-5, rtol=1e-5)
+                assert found.is_contiguous()
 
 
 def test_folded_head_is_forgotten_when_the_head_changes_or_trains():
@@ -458,7 +462,6 @@ def test_folded_head_is_forgotten_when_the_head_changes_or_trains():
 
 
 def test_only_a_narrower_head_that_adds_to_nothing_is_folded():
-    for choices in ({"visibility": "causal", "start": "identity"}, {"head": "new"}):
-        model = tiny_pair(**choices)
-        model.fold_head_()
-        assert model._folded_head is None
+    model = tiny_pair(visibility="causal", start="identity")
+    model.fold_head_()
+    assert model._folded_head is None
