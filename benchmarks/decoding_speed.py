@@ -31,7 +31,7 @@ from llm_modules.shapes import choices_of, known_shape
 
 SEED = 0
 REPEATS = 5
-TOKENS = {1: 4, 8: 2}  # written at a place, in one call of `generate`, by batch
+TOKENS = {1: 4, 8: 1}  # written at a place, in one call of `generate`, by batch
 PROMPT = 512
 PLACES = (1, 33, 65, 129, 257, 513, 769, 1003)  # of an answer
 ANSWERS = (64, 256, 1024)

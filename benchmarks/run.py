@@ -6,9 +6,7 @@ import time
 
 from benchmarks.results import parser
 
-SCRIPTS = (
-    "limits", "loss_speed", "store_speed", "training_speed", "paper_step", "decoding_speed", "growth", "fast_loss",
-)  # fmt: skip
+SCRIPTS = ("limits", "loss_speed", "store_speed", "training_speed", "paper_step", "decoding_speed", "growth")
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from transformers import PreTrainedTokenizerBase
 
 from benchmarks.results import RECIPES, STYLE, parser, publish, table
 from benchmarks.training import example_batches, train_, with_given_knowledge
@@ -22,7 +23,7 @@ from llm_modules.data.dataset import Collator, padding_id, prepare
 from llm_modules.data.templates import Example, with_template
 from llm_modules.features import distinct_texts, with_knowledge
 from llm_modules.plots import INK
-from llm_modules.settings import load_settings
+from llm_modules.settings import Settings, load_settings
 from llm_modules.store.encoding import StoredDtype
 from llm_modules.store.extraction import Extraction
 from llm_modules.store.key import Key
@@ -71,13 +72,7 @@ def measure(size: Size, folder: Path) -> Iterator[Finding]:
     settings = load_settings(RECIPES / "arithmetic.yaml")
     source = Source.load("default")
     tokenizer = with_template(source.tokenizer, settings.data.template)
-    trained, judged = (
-        prepare(
-            [problem.messages() for problem in problems], tokenizer, max_length=settings.data.max_length,
-            vocab_size=source.config.vocab_size,
-        )[0]
-        for problems in (TASK.train(size.num_examples, seed=SEED), TASK.test(size.num_judged, seed=TEST_SEED))
-    )  # fmt: skip
+    trained, judged = problems_of(size, settings, tokenizer, vocab_size=source.config.vocab_size)
     collator = Collator(padding_id(tokenizer, vocab_size=source.config.vocab_size))
     for kind in KINDS:
         model = build_model(settings.model.model_copy(update={"source": source}), seed=SEED)
@@ -100,11 +95,27 @@ def measure(size: Size, folder: Path) -> Iterator[Finding]:
         )  # fmt: skip
         seconds = [later - earlier for earlier, later in pairwise(ends)]
         median = sorted(seconds)[len(seconds) // 2]
-        yield Finding(kind, size_bytes / 1e6, _loss(model, fresh, collate), 1 / median)
+        yield Finding(kind, size_bytes / 1e6, loss_on(model, fresh, collate), 1 / median)
+
+
+def problems_of(
+    size: Size, settings: Settings, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int
+) -> tuple[list[Example], list[Example]]:
+    """Problems to train on, and fresh ones to judge by."""
+    trained, judged = (
+        prepare(
+            [problem.messages() for problem in problems],
+            tokenizer,
+            max_length=settings.data.max_length,
+            vocab_size=vocab_size,
+        )[0]
+        for problems in (TASK.train(size.num_examples, seed=SEED), TASK.test(size.num_judged, seed=TEST_SEED))
+    )
+    return trained, judged
 
 
 @torch.no_grad()
-def _loss(model: CombinedModel, examples: Sequence[Example], collate) -> float:
+def loss_on(model: CombinedModel, examples: Sequence[Example], collate) -> float:
     """Mean over the response tokens of all examples."""
     total = num_tokens = 0.0
     for start in range(0, len(examples), 20):

@@ -6,6 +6,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from llm_modules.errors import UserError
+from llm_modules.quantization import Quantization
 
 VISIBILITIES = ("prompt", "causal", "bidirectional")
 HEADS = ("source", "new")
@@ -22,6 +23,7 @@ class CombinedConfig(PreTrainedConfig):
             was never stored and must be handed to `from_pretrained`.
         source_revision: Revision of `source_id` on the hub.
         source_fingerprint: Digest of the source's stored weights; another source is refused on loading.
+        source_quantization: How the source's weights were held in training (`"8bit"`, `"4bit"`); loaded alike.
         visibility: Which knowledge a position may read: `"prompt"` (default: decoding then costs the generator only),
             `"causal"`, or `"bidirectional"` (leaks the answer; only to reproduce the paper).
         head: `"source"` (default: no new vocabulary-sized parameters, and words never seen in training can still be
@@ -55,6 +57,7 @@ class CombinedConfig(PreTrainedConfig):
     source_id: str | None = None
     source_revision: str | None = None
     source_fingerprint: str | None = None
+    source_quantization: Quantization | None = None
     visibility: str = "prompt"
     head: str = "source"
     start: str | None = None

@@ -13,6 +13,7 @@ from llm_modules.features import READ_TOKENS
 from llm_modules.loss import rows_per_chunk
 from llm_modules.modeling import CombinedModel
 from llm_modules.optimizer import build_optimizer
+from llm_modules.quantization import BYTES_PER_WEIGHT, Quantization
 from llm_modules.readout import folding_pays
 from llm_modules.settings import Settings
 from llm_modules.shapes import Skeleton
@@ -215,7 +216,7 @@ def memory_bytes(
     parts: dict[str, float] = {}
     if skeleton.source is not None and isinstance(model, CombinedModel):
         itemsize, source = getattr(torch, settings.model.source_dtype).itemsize, Body.of(skeleton.source)
-        parts["source weights"] = skeleton.source.num_parameters() * itemsize
+        parts["source weights"] = source_bytes(skeleton.source, itemsize, settings.model.source_quantization)
         together = max(rows * lengths.read, READ_TOKENS) if reads_once else rows * lengths.read
         parts["source reading"] = source.reading_bytes(together, itemsize)
         kept += _bridge_bytes(model, lengths, keeps_scores=device == "cpu" and model.config.dropout > 0)
@@ -230,6 +231,18 @@ def memory_bytes(
         parts["knowledge kept"] = kept_knowledge
     parts["program"] = PROGRAM_BYTES[device]
     return parts
+
+
+def source_bytes(source: PreTrainedModel, itemsize: int, quantization: Quantization | None) -> float:
+    """Bytes of the source's weights: its tables whole, its body as it is held."""
+    whole = source.num_parameters()
+    if quantization is None:
+        return whole * itemsize
+    tables = {
+        id(table): table for table in (source.get_input_embeddings().weight, source.get_output_embeddings().weight)
+    }
+    kept = sum(table.numel() for table in tables.values())
+    return kept * itemsize + (whole - kept) * BYTES_PER_WEIGHT[quantization]
 
 
 def optimizer_bytes(skeleton: Skeleton, settings: Settings) -> float:

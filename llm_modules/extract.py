@@ -32,7 +32,7 @@ def extract(settings: Settings, *, out: Path | None, process: int, num_processes
     """
     if settings.model.source is None:
         raise UserError("model.source is null, so nothing reads; name a source to extract from")
-    model = model_to_train(settings)
+    model = model_to_train(settings, reads=True)
     assert isinstance(model, CombinedModel) and model.tokenizer is not None  # noqa: S101, PT018 - it has a source
     tokenizer = with_template(model.tokenizer, settings.data.template)
     data = load_data(settings.data, tokenizer, vocab_size=model.config.vocab_size)

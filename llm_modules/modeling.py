@@ -22,6 +22,7 @@ from llm_modules.generation import CombinedGenerationMixin
 from llm_modules.generator import GeneratorLike, build_generator, load_generator, position_limit
 from llm_modules.knowledge import CombinedCache, Knowledge, resolve_prompt_mask
 from llm_modules.loss import LossVocabulary, cross_entropy, label_rows
+from llm_modules.quantization import Quantization
 from llm_modules.readout import FoldedHead, Readout, folding_pays
 from llm_modules.source import Source, SourceLike, positions
 from llm_modules.storage import StoredModel
@@ -87,6 +88,7 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
         *,
         source_revision: str | None = None,
         source_dtype: torch.dtype = torch.float32,
+        source_quantization: Quantization | None = None,
         **choices: Any,
     ) -> "CombinedModel":
         """Join a source and a generator by a new bridge.
@@ -96,13 +98,14 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             generator: Id, folder or loaded model (pretrained weights), or a configuration (random weights).
             source_revision: Revision of a hub id.
             source_dtype: Dtype the source is loaded in; what trains is always fp32. Default fp32, the fastest on CPU.
+            source_quantization: Hold the source's matrices in `"8bit"` or `"4bit"`; it is loaded so again later.
             **choices: `visibility`, `head`, `start`, `taps`, `num_bridge_layers`, `num_heads`, `d_adapter`, `dropout`;
                 defaults and their reasons stand in [`CombinedConfig`].
 
         Raises:
             UserError: For choices that contradict each other or modules that do not fit.
         """
-        loaded = Source.of(source, revision=source_revision, dtype=source_dtype)
+        loaded = Source.of(source, revision=source_revision, dtype=source_dtype, quantization=source_quantization)
         generator_config, body = load_generator(generator)
         # copies: PreTrainedModel sets the attention implementation of its sub-configurations, and a source whose
         # own configuration lost it silently attends to its future

@@ -189,7 +189,8 @@ def plan(
         tokenizer = tokenizer_of(own, revision=revision) if isinstance(own, str) else None
         corpus = corpus_of(settings.data, given or Given(), tokenizer=tokenizer, vocab_size=model.config.vocab_size)
     notes.extend(_too_long(model, corpus))
-    schedule = Schedule.of(training, corpus)
+    usual, fullest = (_in_examples(settings, tokens) for tokens in (corpus.tokens_per_example, corpus.longest))
+    schedule = Schedule.of(usual.training, corpus)
     mean = Lengths.of(bones, settings, tokens=corpus.tokens_per_example, prompt_tokens=corpus.prompt_tokens)
     longest = Lengths.of(bones, settings, tokens=corpus.longest, prompt_tokens=corpus.longest_prompt)
     num_words = _num_words(model.config.vocab_size, training.sampled_words, corpus)
@@ -207,14 +208,14 @@ def plan(
         frozen=0 if bones.source is None else bones.source.num_parameters(),
         corpus=corpus,
         schedule=schedule,
-        per_example=arithmetic(bones, settings, mean, num_words=num_words),
-        moved_per_step=moved_bytes(bones, settings, mean, num_words=num_words),
+        per_example=arithmetic(bones, usual, mean, num_words=num_words),
+        moved_per_step=moved_bytes(bones, usual, mean, num_words=num_words),
         reads_once=reads_once,
         knowledge_bytes=knowledge,
         memory={
             device: memory_bytes(
                 bones,
-                settings,
+                fullest,
                 longest,
                 device=device,
                 num_words=num_words,
@@ -230,6 +231,15 @@ def plan(
         dollars_per_hour=dollars_per_hour,
         notes=tuple(notes),
     )
+
+
+def _in_examples(settings: Settings, tokens: float) -> Settings:
+    """The same batches counted in examples, where they are made by a budget of tokens: as many as it holds of these."""
+    budget = settings.training.tokens_per_batch
+    if budget is None:
+        return settings
+    counted = {"tokens_per_batch": None, "batch_size": max(1, int(budget // tokens))}
+    return settings.model_copy(update={"training": settings.training.model_copy(update=counted)})
 
 
 def _too_long(model: CombinedModel | GeneratorAlone, corpus: Corpus) -> list[str]:

@@ -43,6 +43,11 @@ class ModelSettings(Section):
     source_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Number type of the frozen source alone; what trains is always kept in float32."
     )
+    source_quantization: Literal["8bit", "4bit"] | None = Field(
+        None,
+        description="Hold the source's matrices in `8bit` or `4bit` (bitsandbytes): less memory, other states "
+        "(docs/performance.md says what that costs). Kept with the pair, and loaded so again. Null: whole.",
+    )
     generator: str | dict[str, Any] = Field(
         default_factory=lambda: {"model_type": "gpt_neo"},
         description="Small model that writes: an id or folder (pretrained weights), or the fields of a transformers "

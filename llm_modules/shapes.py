@@ -108,7 +108,7 @@ def tokenizer_of(name: str, *, revision: str | None = None) -> PreTrainedTokeniz
 
 def choices_of(settings: ModelSettings) -> dict[str, Any]:
     """The choices that join source and generator, as [`CombinedConfig`] takes them."""
-    parts = {"pretrained", "source", "source_revision", "source_dtype", "generator"}
+    parts = {"pretrained", "source", "source_revision", "source_dtype", "source_quantization", "generator"}
     return settings.model_dump(exclude=parts)
 
 

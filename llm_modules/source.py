@@ -20,6 +20,7 @@ from transformers import (
 
 from llm_modules.errors import UserError
 from llm_modules.fingerprint import fingerprint_folder, fingerprint_model, weight_files
+from llm_modules.quantization import Quantization, loading_arguments, quantization_of
 from llm_modules.readout import Readout
 from llm_modules.source_files import hub_commit, resolve_folder, source_identity, stored_folder, stored_tables
 
@@ -75,7 +76,14 @@ class Source:
         self.folder = folder
 
     @classmethod
-    def of(cls, source: "SourceLike", *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> "Source":
+    def of(
+        cls,
+        source: "SourceLike",
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        quantization: Quantization | None = None,
+    ) -> "Source":
         """A source from whatever names one: a source, a model, a configuration (random weights), an id or a folder.
 
         A model given as an object is frozen and put in eval mode in place, and keeps its dtype.
@@ -88,7 +96,7 @@ class Source:
             folder = stored_folder(source)
             source_id = source_identity(source.name_or_path) if folder else None
             return cls._from_model(source, source_id=source_id, revision=hub_commit(folder), folder=folder)
-        return cls.load(source, revision=revision, dtype=dtype)
+        return cls.load(source, revision=revision, dtype=dtype, quantization=quantization)
 
     @classmethod
     def load(
@@ -97,6 +105,7 @@ class Source:
         *,
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
+        quantization: Quantization | None = None,
         tables_only: bool = False,
     ) -> "Source":
         """Load a source from a hub id, a folder, a `.gguf` file, or a built-in name (`"default"`).
@@ -105,6 +114,7 @@ class Source:
             source: Where it is.
             revision: Branch, tag or commit on the hub.
             dtype: Of the source alone; what trains has its own. On CPU, bf16 is slower than fp32.
+            quantization: Hold the body's matrices in `"8bit"` or `"4bit"` (NF4), through bitsandbytes.
             tables_only: Load the embedding table and the output matrix and leave the body out.
 
         Raises:
@@ -118,11 +128,17 @@ class Source:
         }
         if tables_only:
             config, tables = stored_tables(folder, dtype)
+            if quantization is not None:  # of the body that was left out, so that knowledge of it is known as such
+                config.quantization_config = loading_arguments(quantization, dtype)["quantization_config"]
             return cls(config, **tables, **stored)
         weight_files(folder)
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, output_loading_info=True
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                **loading_arguments(quantization, dtype),
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(
@@ -177,10 +193,25 @@ class Source:
         """What the source computes in; the trained parts have their own."""
         return self.embedding.dtype
 
+    @property
+    def quantization(self) -> Quantization | None:
+        """How the body's matrices are held, if not whole."""
+        return quantization_of(self.config)
+
     def to(self, device: torch.device) -> "Source":
-        """Move to a device, in place."""
+        """Move to a device, in place.
+
+        Raises:
+            UserError: If the source is quantised, which is done where it is loaded.
+        """
+        if self.quantization is not None and device.type != self.device.type:
+            raise UserError(
+                f"a source in {self.quantization} was made on {self.device} and cannot move to {device}; load it where "
+                "the model is, or load it whole"
+            )
         if self.model is not None:
-            self.model.to(device)
+            if self.quantization is None:
+                self.model.to(device)
             self.embedding = self.model.get_input_embeddings().weight.detach()
             self.output_matrix = self.model.get_output_embeddings().weight.detach()
         else:
@@ -204,7 +235,8 @@ class Source:
         """
         if self.model is None:
             raise UserError("this source was loaded without its body and cannot read; pass knowledge, or load it whole")
-        self.check_length(int(attention_mask.sum(-1).max()))
+        if self._limit is not None and attention_mask.shape[1] > self._limit:  # else no device need be waited for
+            self.check_length(int(attention_mask.sum(-1).max()))
         length = input_ids.shape[1]
         kwargs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         body = self.model.base_model
@@ -247,12 +279,15 @@ class Source:
         Raises:
             UserError: If so many tokens are more than its positions.
         """
-        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and num_tokens > limit:
+        if self._limit is not None and num_tokens > self._limit:
             raise UserError(
-                f"{num_tokens} tokens are more than the source's {limit} positions; shorten the prompt, or use a "
+                f"{num_tokens} tokens are more than the source's {self._limit} positions; shorten the prompt, or use a "
                 "source that reads longer ones"
             )
+
+    @property
+    def _limit(self) -> int | None:
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """`[batch, length]` token ids to `[batch, length, D]` rows of the frozen embedding table."""

@@ -1,5 +1,6 @@
 """Saving and loading: bridge and generator in a folder, the source by name and fingerprint."""
 
+import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,13 +75,18 @@ class StoredModel(PreTrainedModel):
             model.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if source is None:
             try:
-                source = Source.of(config.source_id, revision=config.source_revision, dtype=source_dtype)
+                source = Source.of(
+                    config.source_id,
+                    revision=config.source_revision,
+                    dtype=source_dtype,
+                    quantization=config.source_quantization,
+                )
             except UserError as error:
                 raise UserError(
                     f"the source of {folder} cannot be loaded: {error}. If it lies elsewhere, pass it as "
                     "from_pretrained(..., source=...)"
                 ) from error
-        return model.attach_source_(Source.of(source, dtype=source_dtype))
+        return model.attach_source_(Source.of(source, dtype=source_dtype, quantization=config.source_quantization))
 
     def attach_source_(self, source: Source) -> Self:
         """Give the model its source, checking that it is the one the model was made with.
@@ -92,6 +98,7 @@ class StoredModel(PreTrainedModel):
         if expected is None:
             self.config.source_fingerprint = found
             self.config.source_id, self.config.source_revision = source.source_id, source.revision
+            self.config.source_quantization = source.quantization
             self.config.bos_token_id = source.config.get_text_config().bos_token_id
             self.config.eos_token_id = source.config.get_text_config().eos_token_id
         elif expected != found:
@@ -99,6 +106,12 @@ class StoredModel(PreTrainedModel):
                 f"this model was trained with the source {self.config.source_id or 'given in memory'} "
                 f"(fingerprint {expected}), not with {source.source_id or 'the one given'} (fingerprint {found}); "
                 "load it with the source it was trained with"
+            )
+        elif source.quantization != self.config.source_quantization:
+            warnings.warn(
+                f"this model was trained with its source in {self.config.source_quantization or 'full precision'} and "
+                f"is given one in {source.quantization or 'full precision'}: its states differ a little",
+                stacklevel=2,
             )
         self.source = source
         if source.model is not None and source.model.generation_config is not None:

@@ -34,6 +34,7 @@ from llm_modules.modeling import CombinedModel
 from llm_modules.plots import loss_figure, save_figure
 from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings
 from llm_modules.shapes import choices_of
+from llm_modules.source import Source, SourceLike
 from llm_modules.store.training import StoreCollator, store_for
 from llm_modules.tasks import get_task
 from llm_modules.trainer import CombinedTrainer, StopOnInterrupt, training_batches
@@ -58,20 +59,31 @@ class TrainingData:
         return torch.tensor(sorted({word for example in self.training for word in self._labels(example)}))
 
 
-def build_model(settings: ModelSettings, *, seed: int) -> CombinedModel:
-    """A new pair, its random weights decided by the seed."""
+def build_model(settings: ModelSettings, *, seed: int, tables_only: bool = False) -> CombinedModel:
+    """A new pair, its random weights decided by the seed.
+
+    Args:
+        settings: Of the model.
+        seed: Of its random weights.
+        tables_only: Leave the source's body out, where what it says is kept elsewhere (not for a `pretrained` pair).
+    """
     set_seed(seed)
     dtype = getattr(torch, settings.source_dtype)
     if settings.pretrained is not None:
         elsewhere = settings.source if "source" in settings.model_fields_set else None
         return CombinedModel.from_pretrained(settings.pretrained, source=elsewhere, source_dtype=dtype)
-    if settings.source is None:
+    source: SourceLike | None = settings.source
+    if source is None:
         raise UserError("model.source is null; a pair needs one: name it")
+    if tables_only and isinstance(source, str):
+        how = {"dtype": dtype, "quantization": settings.source_quantization, "tables_only": True}
+        source = Source.load(source, revision=settings.source_revision, **how)
     return CombinedModel.from_modules(
-        settings.source,
+        source,
         settings.generator,
         source_revision=settings.source_revision,
         source_dtype=dtype,
+        source_quantization=settings.source_quantization,
         **choices_of(settings),
     )
 
@@ -242,8 +254,11 @@ def train(settings: Settings, *, command: list[str]) -> Path:
     return output / "model"
 
 
-def model_to_train(settings: Settings) -> CombinedModel | GeneratorAlone:
-    """A pair, or a generator alone where there is no source, with the tokenizer that goes with it."""
+def model_to_train(settings: Settings, *, reads: bool = False) -> CombinedModel | GeneratorAlone:
+    """A pair, or a generator alone where there is no source, with the tokenizer that goes with it.
+
+    A pair that trains from a store, named by its folder or URL, has its source without the body, unless it `reads`.
+    """
     chosen = settings.model
     if chosen.source is None:
         if not isinstance(chosen.generator, str):
@@ -253,7 +268,8 @@ def model_to_train(settings: Settings) -> CombinedModel | GeneratorAlone:
             )
         set_seed(settings.training.seed)
         return GeneratorAlone(*load_causal_lm(chosen.generator))
-    model = build_model(chosen, seed=settings.training.seed)
+    stored = settings.training.features not in ("memory", "online", "auto")
+    model = build_model(chosen, seed=settings.training.seed, tables_only=stored and not reads)
     model.tokenizer = model.tokenizer or model.source.tokenizer
     if model.tokenizer is None:
         raise UserError(f"the source {chosen.source!r} has no tokenizer beside its weights; add one")

@@ -213,6 +213,17 @@ def test_optimizer_takes_two_numbers_a_parameter_and_muon_one(source):
     assert 4 * adam.num_trainable < muon.memory["cpu"]["optimizer states"] < 8 * adam.num_trainable
 
 
+def test_a_budget_of_tokens_is_planned_as_the_examples_that_it_holds(source):
+    held = corpus(longest=40)
+    budget = int(3 * held.tokens_per_example)
+    by_tokens = plan(settings_of(source, training={"tokens_per_batch": budget, "batch_size": 1}), corpus=held)
+    by_examples = plan(settings_of(source, training={"batch_size": 3}), corpus=held)
+    assert by_tokens.schedule == by_examples.schedule
+    assert by_tokens.flops_per_step == by_examples.flops_per_step
+    roomy = plan(settings_of(source, training={"tokens_per_batch": 2 * budget}), corpus=held)
+    assert total(roomy, "cpu") > total(by_tokens, "cpu")
+
+
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_memory_grows_with_batch_and_length_and_shrinks_with_the_sources_number_type(source, device):
     def needed(longest=40, batch_size=2, **choices):
@@ -221,6 +232,7 @@ def test_memory_grows_with_batch_and_length_and_shrinks_with_the_sources_number_
 
     assert needed(longest=40) < needed(longest=60) < needed(longest=60, batch_size=4)
     assert needed(source_dtype="bfloat16") < needed()
+    assert needed(source_quantization="4bit") < needed(source_quantization="8bit") < needed()
     assert needed(taps=[1, 2]) > needed()
 
 

@@ -50,6 +50,13 @@ def pair(visibility="prompt", **choices):
     return tiny_pair(visibility=visibility, taps=TAPS, start="published", **choices)
 
 
+def quantised_pair():
+    pytest.importorskip("bitsandbytes", reason="needs the extra `quantization`")
+    model = pair()
+    model.source.config.quantization_config = {"load_in_4bit": True}
+    return model
+
+
 def extraction_of(folder, given, *, model=None, dtype=None, tokenizer=TOKENIZER, **share):
     model = model or pair()
     key = Key.of(model, tokenizer, dtype=dtype)
@@ -208,6 +215,8 @@ def rows_read(model):
     ({"model": lambda: pair("causal")}, "reads: the store has prompt, this run wants all"),
     ({"model": lambda: pair(source_dtype=torch.bfloat16), "dtype": "float32"},
      "source_dtype: the store has float32, this run wants bfloat16"),
+    ({"model": lambda: quantised_pair()},
+     r"source_dtype: the store has float32, this run wants float32\+4bit"),
     ({"dtype": "int8"}, "dtype: the store has float32, this run wants int8"),
     ({"tokenizer": with_template(TOKENIZER, "plain")}, "template: "),
 ])  # fmt: skip

@@ -19,7 +19,7 @@ class Key(BaseModel):
 
     Args:
         source_fingerprint: Of the source's stored weights.
-        source_dtype: Number type the source ran in.
+        source_dtype: Number type the source ran in, and how its weights were held if not whole (`float32+4bit`).
         taps: Its layers.
         dtype: Number type the states are stored in.
         tokenizer: Digest of how text becomes ids.
@@ -46,13 +46,14 @@ class Key(BaseModel):
             tokenizer: With the template that is trained.
             dtype: To store in; `None` is the source's own.
         """
-        source_dtype = str(model.source.dtype).removeprefix("torch.")
+        computed = str(model.source.dtype).removeprefix("torch.")
+        source_dtype = "+".join(filter(None, [computed, model.source.quantization]))
         return cls.model_validate(
             {
                 "source_fingerprint": model.source.fingerprint,
                 "source_dtype": source_dtype,
                 "taps": model.config.taps,
-                "dtype": dtype or source_dtype,
+                "dtype": dtype or computed,
                 "tokenizer": _digest(_words(tokenizer)),
                 "template": _digest(tokenizer.chat_template),
                 "reads": "prompt" if model.config.visibility == "prompt" else "all",
