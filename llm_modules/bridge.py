@@ -1,6 +1,8 @@
-"""The bridge: from the source's states to the generator's input."""
+"""The bridge: from the source's states to the generator's input, and on into its blocks."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from llm_modules.configuration import CombinedConfig
 from llm_modules.window import Window
 
 KeysValues = tuple[Tensor, Tensor]
+Read = Callable[[int, Tensor], Tensor]  # layer and x `[batch, length, d]` to ECA(p, x), the same shape
 CLOSED_GATE_BIAS = -4.0  # sigmoid(-4) = 0.018: closed, yet with a gradient to open by
 
 
@@ -41,8 +44,11 @@ class Bridge(nn.Module):
     With `prompt` visibility the response has no source state: its tokens enter as `x = LN(W embedding)`, the source's
     frozen embedding through a learned projection, read the prompt's `p` in every layer, and take no skip.
 
+    `layers` holds the cross-attention layers in front of the generator first, then those inside it, which read the same
+    `p`: see `interleaving.py`.
+
     Args:
-        config: Widths, taps, visibility and start of the pair.
+        config: Widths, taps, visibility, placement and start of the pair.
     """
 
     def __init__(self, config: CombinedConfig):
@@ -50,7 +56,7 @@ class Bridge(nn.Module):
         d_source, d_generator = config.d_source, config.d_generator
         d_middle = (d_source + d_generator) // 2
         self.tap_mix: TapMix | None = TapMix(len(config.taps)) if len(config.taps) > 1 else None
-        self.pre_projection = nn.Linear(d_source, d_source)
+        self.pre_projection = nn.Linear(d_source, d_source) if config.pre_projection else nn.Identity()
         self.compress = nn.Sequential(
             nn.Linear(d_source, d_middle),
             nn.LayerNorm(d_middle),
@@ -62,8 +68,9 @@ class Bridge(nn.Module):
             EnhancedCrossAttention(
                 d_generator, d_source, num_heads=config.num_heads, d_adapter=config.d_adapter, dropout=config.dropout
             )
-            for _ in range(config.num_bridge_layers)
+            for _ in range(config.num_cross_attention_layers)
         )
+        self._num_in_front = config.num_bridge_layers
         self.skip_projection = nn.Linear(d_source, d_generator)
         self.response_embedding: nn.Sequential | None = (
             nn.Sequential(nn.Linear(d_source, d_generator), nn.LayerNorm(d_generator))
@@ -80,8 +87,8 @@ class Bridge(nn.Module):
         is_prompt: Tensor | None = None,
         window: Window | None = None,
         remember: Callable[[int, KeysValues | None], KeysValues] | None = None,
-    ) -> Tensor:
-        """The generator's input `[batch, length, d]`.
+    ) -> tuple[Tensor, Read]:
+        """The generator's input `[batch, length, d]`, and how the layers inside it read the same knowledge.
 
         Args:
             states: `[batch, source_len, taps, D]`, the source's states of columns `0..source_len` of the input; `None`
@@ -97,13 +104,25 @@ class Bridge(nn.Module):
         x, skip = self._enter(knowledge, embeddings, is_prompt)
         if window is not None:
             x, skip = window.take(x), None if skip is None else window.take(skip)
-        for index, layer in enumerate(self._layers):
-            if remember is None:  # keys and values within the layer: checkpointing then keeps none of them
-                x = x + layer(x, knowledge=knowledge, visible=visible)
-                continue
-            keys_values = remember(index, None if knowledge is None else layer.project(knowledge))
-            x = x + layer(x, keys_values=keys_values, visible=visible)
-        return x if skip is None else x + skip
+        read = partial(self._read, knowledge=knowledge, visible=visible, remember=remember)
+        for index in range(self._num_in_front):
+            x = x + read(index, x)
+        return (x if skip is None else x + skip), read
+
+    def _read(
+        self,
+        index: int,
+        x: Tensor,
+        *,
+        knowledge: Tensor | None,
+        visible: VisibleKnowledge,
+        remember: Callable[[int, KeysValues | None], KeysValues] | None,
+    ) -> Tensor:
+        layer = self._layers[index]
+        if remember is None:  # keys and values within the layer: checkpointing then keeps none of them
+            return layer(x, knowledge=knowledge, visible=visible)
+        keys_values = remember(index, None if knowledge is None else layer.project(knowledge))
+        return layer(x, keys_values=keys_values, visible=visible)
 
     @property
     def _layers(self) -> list[EnhancedCrossAttention]:
@@ -126,5 +145,12 @@ class Bridge(nn.Module):
 
     def close_gates_(self) -> None:
         """Start with every cross-attention gate (almost) closed, for `start="identity"`."""
+        self._set_gates_(CLOSED_GATE_BIAS)
+
+    def open_gates_(self, share: float) -> None:
+        """Start with every cross-attention gate open by about a share in (0, 1)."""
+        self._set_gates_(math.log(share / (1 - share)))
+
+    def _set_gates_(self, bias: float) -> None:
         for layer in self._layers:
-            nn.init.constant_(layer.gate.bias, CLOSED_GATE_BIAS)
+            nn.init.constant_(layer.gate.bias, bias)

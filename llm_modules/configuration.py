@@ -1,6 +1,6 @@
 """What a combined model is made of: two sub-configurations and the few choices that join them."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -11,6 +11,7 @@ from llm_modules.quantization import Quantization
 VISIBILITIES = ("prompt", "causal", "bidirectional")
 HEADS = ("source", "new")
 STARTS = ("published", "identity")
+PLACEMENTS = ("front", "interleaved")
 
 
 class CombinedConfig(PreTrainedConfig):
@@ -35,9 +36,16 @@ class CombinedConfig(PreTrainedConfig):
         generator_window: With `visibility="prompt"`, the most prompt tokens that enter the generator, the last ones;
             the bridge reads the whole prompt all the same. Default: half the generator's position table, which leaves
             the other half to the response; all of the prompt where the generator has no table.
-        num_bridge_layers: Cross-attention layers before the generator (2, as published).
+        placement: `"front"` (default, as published): cross-attention layers before the generator alone;
+            `"interleaved"`: also inside it, before every `interleave_every`-th of its blocks.
+        interleave_every: With `placement="interleaved"`, the blocks that have one: every k-th (default: 1, each).
+        num_bridge_layers: Cross-attention layers before the generator. Default: 2, as published, and 0 with
+            `placement="interleaved"`.
         num_heads: Heads of each (8, as published); must divide the generator's width.
         d_adapter: Width of the adapter behind each cross-attention (256, as published).
+        pre_projection: Whether the knowledge passes a linear layer `D -> D` before all else (as published).
+        gate_start: How far the gates are open before the first step, in (0, 1), on average and about: it sets their
+            bias. Default: 0.018 with `start="identity"`, about a half with `start="published"`.
         dropout: On cross-attention weights while training (0.1, as published).
         weights_fingerprint: Digest of the trained weights and of the choices that say how to use them, written by
             `save_pretrained` and checked on loading.
@@ -63,9 +71,13 @@ class CombinedConfig(PreTrainedConfig):
     start: str | None = None
     taps: list[int] = None  # type: ignore[assignment] # a list once `__post_init__` has run
     generator_window: int | None = None
-    num_bridge_layers: int = 2
+    placement: str = "front"
+    interleave_every: int | None = None
+    num_bridge_layers: Any = None  # a number once `__post_init__` has run
     num_heads: int = 8
     d_adapter: int = 256
+    pre_projection: bool = True
+    gate_start: float | None = None
     dropout: float = 0.1
     weights_fingerprint: str | None = None
     tie_word_embeddings: bool = False
@@ -74,14 +86,15 @@ class CombinedConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.visibility == "block":
             raise UserError("visibility='block' is planned for a later version; use 'prompt' or 'causal'")
-        for name, value, known in (("visibility", self.visibility, VISIBILITIES), ("head", self.head, HEADS)):
-            if value not in known:
+        for name, known in (("visibility", VISIBILITIES), ("head", HEADS), ("placement", PLACEMENTS)):
+            if (value := getattr(self, name)) not in known:
                 raise UserError(f"{name}={value!r} is not known; choose one of {', '.join(known)}")
         self.taps = self._resolve_taps(self.taps)
         if self.start is None:
             identity_everywhere = self.visibility == "causal" and self.head == "source" and self.reads_final_state
             self.start = "identity" if identity_everywhere else "published"
         self._check_start()
+        self._place_layers()
         self._check_widths()
         self._check_window()
 
@@ -104,6 +117,20 @@ class CombinedConfig(PreTrainedConfig):
     def num_source_layers(self) -> int:
         """Layers of the source; also the tap of its final state."""
         return self.source.get_text_config().num_hidden_layers
+
+    @property
+    def num_interleaved_layers(self) -> int:
+        """Cross-attention layers inside the generator."""
+        return 0 if self.interleave_every is None else self._num_generator_blocks // self.interleave_every
+
+    @property
+    def num_cross_attention_layers(self) -> int:
+        """Cross-attention layers in all."""
+        return self.num_bridge_layers + self.num_interleaved_layers
+
+    @property
+    def _num_generator_blocks(self) -> int:
+        return self.generator.get_text_config().num_hidden_layers
 
     @property
     def reads_final_state(self) -> bool:
@@ -140,6 +167,22 @@ class CombinedConfig(PreTrainedConfig):
                 "add -1 to taps or use start='published'"
             )
 
+    def _place_layers(self) -> None:
+        interleaved, every = self.placement == "interleaved", self.interleave_every
+        if every is not None and not interleaved:
+            raise UserError(
+                f"interleave_every={every} goes with placement='interleaved', and placement is {self.placement!r}; "
+                "leave it out or set placement='interleaved'"
+            )
+        if interleaved:
+            self.interleave_every = every = 1 if every is None else every
+            if not 1 <= every <= self._num_generator_blocks:
+                raise UserError(
+                    f"interleave_every={every} must be 1 to {self._num_generator_blocks}, the blocks of the generator"
+                )
+        if self.num_bridge_layers is None:
+            self.num_bridge_layers = 0 if interleaved else 2
+
     def _check_window(self) -> None:
         if self.generator_window is None:
             return
@@ -147,6 +190,11 @@ class CombinedConfig(PreTrainedConfig):
             raise UserError(
                 f"generator_window={self.generator_window} goes with visibility='prompt', where the bridge reads what "
                 f"the window leaves out; with {self.visibility!r} every token enters the generator: leave it out"
+            )
+        if not self.num_cross_attention_layers:
+            raise UserError(
+                f"generator_window={self.generator_window} leaves prompt tokens to cross-attention alone, and "
+                "num_bridge_layers=0 has none; leave it out or add a layer"
             )
         if self.generator_window < 1:
             raise UserError(f"generator_window={self.generator_window} must be at least 1")
@@ -159,5 +207,9 @@ class CombinedConfig(PreTrainedConfig):
         for name, low in (("num_bridge_layers", 0), ("d_adapter", 1)):
             if getattr(self, name) < low:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {low}")
+        if self.gate_start is not None and not 0 < self.gate_start < 1:
+            raise UserError(
+                f"gate_start={self.gate_start} must lie between 0 and 1; choose for example 0.5, or leave it out"
+            )
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} must be in [0, 1)")

@@ -147,7 +147,8 @@ def with_zeroed_knowledge(model: CombinedModel) -> CombinedModel:
 def closed_gates(model: CombinedModel, layers: Sequence[int]) -> Iterator[None]:
     """Shut the gates of these bridge layers: `g = 0`, so a layer returns its queries and what it read is lost.
 
-    The bridge still adds the layer's output to its input, as published, so a shut layer doubles `x`.
+    In front the bridge still adds the layer's output to its input, as published, so a shut layer doubles `x`; one
+    inside the generator passes it on.
     """
 
     def shut(_: nn.Module, __: tuple[Tensor, ...], opening: Tensor) -> Tensor:
@@ -221,7 +222,7 @@ def all_controls(model: CombinedModel, examples: Sequence[Example], *, seed: int
     }
     found = [Control(AS_TRAINED, "nothing is taken", model)]
     found += [Control(name, meaning, on_source(model, view)) for name, (view, meaning) in sources.items()]
-    layers = range(model.config.num_bridge_layers)
+    layers = range(model.config.num_cross_attention_layers)
     found += [
         Control(f"layer {layer + 1} shut", f"the gate of bridge layer {layer + 1} is shut", model, (layer,))
         for layer in layers

@@ -295,7 +295,7 @@ def _bridge_flops(bridge: Bridge, lengths: Lengths, *, width: int) -> float:
 def _bridge_bytes(model: CombinedModel, lengths: Lengths, *, keeps_scores: bool) -> float:
     """What the bridge's backward pass of one row needs."""
     config = model.config
-    d_source, d, num_layers = config.d_source, config.d_generator, config.num_bridge_layers
+    d_source, d, num_layers = config.d_source, config.d_generator, config.num_cross_attention_layers
     middle, taps = (d_source + d) // 2, len(config.taps)
     knowledge = d_source * (1 + taps * (2 if taps > 1 else 1)) + 3 * middle + 2 * d + num_layers * (d_source + 2 * d)
     queries = num_layers * (11 * d + 2 * config.d_adapter)

@@ -17,6 +17,7 @@ from llm_modules.files import cache_folder, write_text
 COMBINED_CHOICES = (
     *("visibility", "head", "start", "taps", "generator_window", "num_heads", "generator", "source_fingerprint"),
 )
+LATER_CHOICES = {"placement": "front", "interleave_every": None}  # what folders without them mean
 
 
 def fingerprint_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -37,7 +38,9 @@ def fingerprint_model(model: PreTrainedModel) -> str:
 def fingerprint_combined(folder: Path) -> str:
     """Digest of a saved combined model: its weights, and the choices that say how to use them."""
     fields = json.loads((folder / "config.json").read_text())
-    choices = json.dumps({name: fields.get(name) for name in COMBINED_CHOICES}, sort_keys=True)
+    chosen = {name: fields.get(name) for name in COMBINED_CHOICES}
+    chosen |= {name: fields[name] for name, earlier in LATER_CHOICES.items() if fields.get(name, earlier) != earlier}
+    choices = json.dumps(chosen, sort_keys=True)
     weights = fingerprint_tensors(stored_tensors(weight_files(folder)))
     return hashlib.blake2b(f"{weights} {choices}".encode(), digest_size=16).hexdigest()
 

@@ -8,8 +8,11 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from llm_modules.blocks import first_blocks
 from llm_modules.errors import UserError
+from llm_modules.source import Source
 
+FIRST_BLOCKS = "first_blocks_of_source"
 GeneratorLike: TypeAlias = str | Path | dict[str, Any] | PreTrainedModel | PreTrainedConfig
 
 
@@ -19,18 +22,46 @@ def build_generator(config: PreTrainedConfig) -> PreTrainedModel:
     return without_tokens_(AutoModel.from_config(config, dtype=dtype))
 
 
-def load_generator(generator: GeneratorLike) -> tuple[PreTrainedConfig, PreTrainedModel | None]:
+def num_first_blocks(generator: GeneratorLike) -> int | None:
+    """How many of the source's blocks a generator is to begin as; `None` for every other one.
+
+    Raises:
+        UserError: If it is said in another way than `{first_blocks_of_source: number}`.
+    """
+    if not isinstance(generator, dict) or FIRST_BLOCKS not in generator:
+        return None
+    number, others = generator[FIRST_BLOCKS], sorted(generator.keys() - {FIRST_BLOCKS})
+    if others:
+        raise UserError(
+            f"generator has {FIRST_BLOCKS}={number}, whose shape is the source's, and {', '.join(others)}; give one or "
+            f"the other, for example generator={{{FIRST_BLOCKS}: 4}}"
+        )
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise UserError(f"{FIRST_BLOCKS}={number!r} is no number of blocks; give one, for example 4")
+    return number
+
+
+def load_generator(
+    generator: GeneratorLike, *, source: Source | None = None
+) -> tuple[PreTrainedConfig, PreTrainedModel | None]:
     """Configuration of a generator, and its pretrained body where weights are given.
 
     Args:
         generator: A configuration or a dict of its fields with `model_type` (random weights), a loaded model, or a hub
-            id or folder (pretrained weights, loaded in fp32, which trains best).
+            id or folder (pretrained weights, loaded in fp32, which trains best), or
+            `{"first_blocks_of_source": number}` (a trainable copy of so many blocks of the source).
+        source: The pair's source, for its blocks.
 
     Raises:
         UserError: If it cannot be loaded.
     """
     if isinstance(generator, PreTrainedConfig):
         return generator, None
+    if (num_blocks := num_first_blocks(generator)) is not None:
+        if source is None or source.model is None:
+            raise UserError(f"{FIRST_BLOCKS}={num_blocks} copies weights of a source; load one whole, beside it")
+        body = first_blocks(source.model.base_model, num_blocks)
+        return body.config, without_tokens_(body)
     if isinstance(generator, dict):
         if "model_type" not in generator:
             raise UserError(f"generator={generator} names no model_type; add one, for example model_type: gpt_neo")

@@ -116,7 +116,7 @@ def load_pair(folder: Path) -> tuple[CombinedModel, PreTrainedTokenizerBase]:
             f"{folder} holds a language model without a source ({type(model).__name__}), so there is no bridge to look "
             "into; give a trained pair"
         )
-    if not model.config.num_bridge_layers:
+    if not model.config.num_cross_attention_layers:
         raise UserError(f"the bridge of {folder} has no cross-attention layer, so there are no gates to look at")
     return model, tokenizer
 

@@ -15,11 +15,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from llm_modules.attention import VisibleKnowledge
-from llm_modules.bridge import Bridge
+from llm_modules.bridge import Bridge, Read
 from llm_modules.configuration import CombinedConfig
 from llm_modules.errors import UserError
 from llm_modules.generation import CombinedGenerationMixin
 from llm_modules.generator import GeneratorLike, build_generator, load_generator, position_limit
+from llm_modules.interleaving import interleave_, reading
 from llm_modules.knowledge import CombinedCache, Knowledge, resolve_prompt_mask
 from llm_modules.loss import LossVocabulary, cross_entropy, label_rows
 from llm_modules.quantization import Quantization
@@ -70,6 +71,10 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             nn.init.zeros_(self.head.weight)  # step 0 adds nothing to the source's own final state
             nn.init.zeros_(self.head.bias)
             self.bridge.close_gates_()
+        if config.gate_start is not None:
+            self.bridge.open_gates_(config.gate_start)
+        if config.interleave_every is not None:
+            interleave_(self.generator, every=config.interleave_every, first=config.num_bridge_layers)
         self._position_limit = position_limit(self.generator)
         self._window_size = self._choose_window()
         self._generator_takes_positions = "position_ids" in inspect.signature(self.generator.forward).parameters
@@ -95,18 +100,19 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
 
         Args:
             source: Id, folder, `.gguf` file, loaded model, [`Source`], or a configuration (random weights).
-            generator: Id, folder or loaded model (pretrained weights), or a configuration (random weights).
+            generator: Id, folder or loaded model (pretrained weights), a configuration (random weights), or
+                `{"first_blocks_of_source": number}` (a trainable copy of the source's).
             source_revision: Revision of a hub id.
             source_dtype: Dtype the source is loaded in; what trains is always fp32. Default fp32, the fastest on CPU.
             source_quantization: Hold the source's matrices in `"8bit"` or `"4bit"`; it is loaded so again later.
-            **choices: `visibility`, `head`, `start`, `taps`, `num_bridge_layers`, `num_heads`, `d_adapter`, `dropout`;
-                defaults and their reasons stand in [`CombinedConfig`].
+            **choices: `visibility`, `head`, `start`, `taps`, `placement`, `num_bridge_layers`, `num_heads`,
+                `d_adapter`, `dropout` and others; defaults and their reasons stand in [`CombinedConfig`].
 
         Raises:
             UserError: For choices that contradict each other or modules that do not fit.
         """
         loaded = Source.of(source, revision=source_revision, dtype=source_dtype, quantization=source_quantization)
-        generator_config, body = load_generator(generator)
+        generator_config, body = load_generator(generator, source=loaded)
         # copies: PreTrainedModel sets the attention implementation of its sub-configurations, and a source whose
         # own configuration lost it silently attends to its future
         config = CombinedConfig(
@@ -204,7 +210,7 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             visible = VisibleKnowledge(
                 attention_mask.bool(), first_query=past, bidirectional=visibility == "bidirectional"
             )
-        z = self.bridge(
+        z, read = self.bridge(
             None if knowledge is None else knowledge.states,
             visible=visible,
             embeddings=embeddings,
@@ -212,7 +218,7 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             window=window,
             remember=None if past_key_values is None else past_key_values.remember,
         )
-        states = self._generate_states(z, attention_mask, window, past_key_values)
+        states = self._generate_states(z, read, attention_mask, window, past_key_values)
         final = self._final_states(knowledge, is_prompt, length) if self.config.start == "identity" else None
 
         if labels is not None:
@@ -298,11 +304,12 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
 
     def _check_positions(self, entering: int) -> None:
         if self._position_limit is not None and entering > self._position_limit:
-            way_out = (
-                "shorten the response or set a smaller generator_window"
-                if self.config.visibility == "prompt"
-                else "shorten the input, use visibility='prompt' for long prompts,"
-            )
+            if self._window_size is not None:
+                way_out = "shorten the response or set a smaller generator_window"
+            elif self.config.visibility == "prompt":
+                way_out = "shorten the input, add a cross-attention layer, which reads prompts of any length,"
+            else:
+                way_out = "shorten the input, use visibility='prompt' for long prompts,"
             raise UserError(
                 f"{entering} tokens are more than the generator's {self._position_limit} positions; {way_out} or use a "
                 "generator with a longer or no position table (a rotary one, for example)"
@@ -311,8 +318,8 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
     def _choose_window(self) -> int | None:
         """Most prompt tokens that enter the generator; `None` for all of them."""
         limit, chosen = self._position_limit, self.config.generator_window
-        if self.config.visibility != "prompt" or limit is None:
-            return chosen
+        if self.config.visibility != "prompt" or limit is None or not self.config.num_cross_attention_layers:
+            return chosen  # without cross-attention what does not enter would be lost
         if chosen is not None and chosen >= limit:
             raise UserError(
                 f"generator_window={chosen} leaves no room for a response in the generator's {limit} positions; choose "
@@ -338,7 +345,7 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             )
 
     def _generate_states(
-        self, z: Tensor, attention_mask: Tensor, window: Window | None, cache: CombinedCache | None
+        self, z: Tensor, read: Read, attention_mask: Tensor, window: Window | None, cache: CombinedCache | None
     ) -> Tensor:
         """The generator's last states `[batch, length, d]`, zero where a column does not enter it."""
         if window is not None:
@@ -349,7 +356,8 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
         if self._generator_takes_positions:
             kwargs["position_ids"] = positions(attention_mask)[:, -z.shape[1] :]
         past = None if cache is None else cache.self_attention_cache
-        states = self.generator(**kwargs, past_key_values=past).last_hidden_state
+        with reading(read):
+            states = self.generator(**kwargs, past_key_values=past).last_hidden_state
         return states if window is None else window.put_back(states)
 
     def _final_states(self, knowledge: Knowledge | None, is_prompt: Tensor | None, length: int) -> Tensor | None:

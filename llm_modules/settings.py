@@ -16,7 +16,9 @@ from llm_modules.errors import MissingFileError, UserError
 from llm_modules.tasks import FILE_TASKS, check_name
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+AtLeastZero = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
@@ -51,7 +53,8 @@ class ModelSettings(Section):
     generator: str | dict[str, Any] = Field(
         default_factory=lambda: {"model_type": "gpt_neo"},
         description="Small model that writes: an id or folder (pretrained weights), or the fields of a transformers "
-        "config with its `model_type` (random weights).",
+        "config with its `model_type` (random weights), or `{first_blocks_of_source: 4}` (a trainable copy of the "
+        "source's first four blocks).",
     )
     visibility: Literal["prompt", "causal", "bidirectional"] = Field(
         "prompt",
@@ -77,9 +80,30 @@ class ModelSettings(Section):
         description="With `prompt` visibility: most prompt tokens that enter the generator, the last ones; the bridge "
         "reads all. Null: half its position table, or all where it has none.",
     )
-    num_bridge_layers: AtLeastOne = Field(2, description="Layers of Enhanced Cross-Attention.")
+    placement: Literal["front", "interleaved"] = Field(
+        "front",
+        description="Where Enhanced Cross-Attention stands: in `front` of the generator, as published, or "
+        "`interleaved` with its blocks.",
+    )
+    interleave_every: AtLeastOne | None = Field(
+        None,
+        description="With `interleaved`: blocks that have a layer before them, every k-th. Null: every one.",
+    )
+    num_bridge_layers: AtLeastZero | None = Field(
+        None,
+        description="Layers of Enhanced Cross-Attention in front; 0 with `front` leaves the projections alone. Null: "
+        "2, and 0 with `interleaved`.",
+    )
     num_heads: AtLeastOne = Field(8, description="Heads of each; must divide the generator's width.")
     d_adapter: AtLeastOne = Field(256, description="Width of the adapter in each layer.")
+    pre_projection: bool = Field(
+        True, description="Whether the source's states pass a linear layer before all else, as published."
+    )
+    gate_start: OpenFraction | None = Field(
+        None,
+        description="How far the gates are open at the start, about and on average. Null: 0.018 with start `identity`, "
+        "a half with `published`.",
+    )
     dropout: Fraction = Field(0.1, description="Dropout on attention weights in the bridge.")
 
     @model_validator(mode="before")
@@ -105,7 +129,7 @@ class ModelSettings(Section):
 
     @model_validator(mode="after")
     def _generator_is_complete(self) -> "ModelSettings":
-        if isinstance(self.generator, dict) and "model_type" not in self.generator:
+        if isinstance(self.generator, dict) and not {"model_type", "first_blocks_of_source"} & self.generator.keys():
             raise ValueError("generator lacks model_type; add one that transformers knows, such as gpt_neo or llama")
         return self
 

@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from llm_modules.baselines import GeneratorAlone
+from llm_modules.blocks import shortened
 from llm_modules.configuration import CombinedConfig
 from llm_modules.errors import UserError
-from llm_modules.generator import load_generator
+from llm_modules.generator import load_generator, num_first_blocks
 from llm_modules.modeling import CombinedModel
 from llm_modules.settings import ModelSettings
 from llm_modules.source_files import FILES_BESIDE_WEIGHTS, resolve_folder, stored_config
@@ -120,7 +121,8 @@ def skeleton(settings: ModelSettings, *, report: Callable[[str], object] = print
     """
     if settings.source is None:
         with torch.device("meta"):
-            return Skeleton(GeneratorAlone(AutoModelForCausalLM.from_config(_generator_shape(settings, report))), None)
+            shape = _generator_shape(settings, None, report)
+            return Skeleton(GeneratorAlone(AutoModelForCausalLM.from_config(shape)), None)
     config = _pair_shape(settings, report)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="visibility='bidirectional'")  # nothing is trained here
@@ -136,15 +138,16 @@ def _pair_shape(settings: ModelSettings, report: Callable[[str], object]) -> Com
                 "folder that `llm-modules train` wrote"
             )
         return config
-    return CombinedConfig(
-        source=shape_of(str(settings.source), revision=settings.source_revision, report=report),
-        generator=_generator_shape(settings, report),
-        **choices_of(settings),
-    )
+    source = shape_of(str(settings.source), revision=settings.source_revision, report=report)
+    return CombinedConfig(source=source, generator=_generator_shape(settings, source, report), **choices_of(settings))
 
 
-def _generator_shape(settings: ModelSettings, report: Callable[[str], object]) -> PreTrainedConfig:
+def _generator_shape(
+    settings: ModelSettings, source: PreTrainedConfig | None, report: Callable[[str], object]
+) -> PreTrainedConfig:
     if isinstance(settings.generator, str):
         return shape_of(settings.generator, report=report)
+    if source is not None and (num_blocks := num_first_blocks(settings.generator)) is not None:
+        return shortened(source, num_blocks)
     config, _ = load_generator(settings.generator)
     return config

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from llm_modules.blocks import blocks_of
 from llm_modules.errors import UserError
 from llm_modules.fingerprint import fingerprint_folder, fingerprint_model, weight_files
 from llm_modules.quantization import Quantization, loading_arguments, quantization_of
@@ -253,8 +254,7 @@ class Source:
 
     def _read_up_to(self, body: PreTrainedModel, taps: list[int], kwargs: dict[str, Any]) -> list[Tensor]:
         """Run the body only as far as the highest tap: layers above it would be computed for nothing."""
-        last = self.config.get_text_config().num_hidden_layers
-        layers = next(m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m) == last)
+        blocks = blocks_of(body)
         states: list[Tensor] = []
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -263,7 +263,7 @@ class Source:
                 raise _DeepEnoughError
 
         # hidden_states[tap] is what enters layer `tap`
-        hooks = [layers[tap].register_forward_pre_hook(keep, with_kwargs=True) for tap in taps]
+        hooks = [blocks[tap].register_forward_pre_hook(keep, with_kwargs=True) for tap in taps]
         try:
             body(**kwargs)
         except _DeepEnoughError:

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from llm_modules.data.batches import LengthGroupedBatches, TokenBudgetBatches
 from llm_modules.errors import UserError
-from llm_modules.fingerprint import COMBINED_CHOICES
+from llm_modules.fingerprint import COMBINED_CHOICES, LATER_CHOICES
 from llm_modules.knowledge import Knowledge
 from llm_modules.loss import LossVocabulary
 from llm_modules.modeling import CombinedModel
@@ -115,7 +115,8 @@ class CombinedTrainer(Trainer):
             saved = type(self.model.config).from_pretrained(resume_from_checkpoint)
             verify_weights(Path(resume_from_checkpoint), saved)
             before, now = saved.to_dict(), self.model.config.to_dict()
-            for name in (*COMBINED_CHOICES, "num_bridge_layers", "d_adapter"):
+            shapes = ("num_bridge_layers", "d_adapter", "pre_projection")
+            for name in (*COMBINED_CHOICES, *LATER_CHOICES, *shapes, "gate_start"):
                 if before[name] != now[name]:  # loading takes what fits and would be silent about the rest
                     raise UserError(
                         f"{resume_from_checkpoint} was trained with {name}={before[name]}, now it is {now[name]}; "

@@ -46,7 +46,14 @@ def test_start_is_identity_where_it_holds_everywhere(choices, start):
 
 
 @pytest.mark.parametrize(
-    "choices", [{}, {"visibility": "causal", "taps": [0, -1]}, {"head": "new", "dropout": 0.0}], ids=str
+    "choices",
+    [
+        {},
+        {"visibility": "causal", "taps": [0, -1]},
+        {"head": "new", "dropout": 0.0},
+        {"placement": "interleaved", "num_bridge_layers": 2, "gate_start": 0.3, "pre_projection": False},
+    ],
+    ids=str,
 )
 def test_round_trip_through_dict_and_folder_changes_nothing(choices, tmp_path):
     made = config(source_id="somewhere", source_fingerprint="abc", **choices)
@@ -57,6 +64,24 @@ def test_round_trip_through_dict_and_folder_changes_nothing(choices, tmp_path):
     assert isinstance(loaded.source, LlamaConfig) and isinstance(loaded.generator, GPTNeoConfig)
     assert loaded.to_dict() | {"_name_or_path": ""} == made.to_dict()
     assert copy.deepcopy(made).to_dict() == made.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("choices", "in_front", "inside"),
+    [
+        ({}, 2, 0),
+        ({"num_bridge_layers": 0}, 0, 0),
+        ({"placement": "interleaved"}, 0, 5),
+        ({"placement": "interleaved", "interleave_every": 2}, 0, 2),
+        ({"placement": "interleaved", "interleave_every": 5, "num_bridge_layers": 3}, 3, 1),
+    ],
+    ids=str,
+)
+def test_layers_stand_in_front_or_inside(choices, in_front, inside):
+    generator = tiny_generator_config(num_layers=5, attention_types=[[["global"], 5]])
+    made = CombinedConfig(source=tiny_source_config(), generator=generator, num_heads=2, **choices)
+    assert (made.num_bridge_layers, made.num_interleaved_layers) == (in_front, inside)
+    assert made.num_cross_attention_layers == in_front + inside
 
 
 def test_halves_may_be_dicts():
@@ -94,6 +119,13 @@ def test_taps_are_resolved_and_sorted(taps, resolved):
         ({"num_heads": 0}, "d_generator=16 is not divisible by num_heads=0; choose one of 1, 2, 4, 8, 16"),
         ({"num_bridge_layers": -1}, "num_bridge_layers=-1 must be at least 0"),
         ({"d_adapter": 0}, "d_adapter=0 must be at least 1"),
+        ({"placement": "behind"}, "placement='behind' is not known; choose one of front, interleaved"),
+        ({"interleave_every": 2}, "interleave_every=2 goes with placement='interleaved', and placement is 'front'; "),
+        ({"placement": "interleaved", "interleave_every": 3}, "interleave_every=3 must be 1 to 2, the blocks of the"),
+        ({"placement": "interleaved", "interleave_every": 0}, "interleave_every=0 must be 1 to 2, the blocks of the"),
+        ({"gate_start": 0.0}, "gate_start=0.0 must lie between 0 and 1; choose for example 0.5"),
+        ({"gate_start": 1}, "gate_start=1 must lie between 0 and 1"),
+        ({"num_bridge_layers": 0, "generator_window": 4}, "generator_window=4 leaves prompt tokens to cross-attention"),
         ({"dropout": 1.0}, "dropout=1.0 must be in \\[0, 1\\)"),
         ({"dropout": -0.1}, "dropout=-0.1 must be in \\[0, 1\\)"),
     ],

@@ -27,8 +27,25 @@ WIRINGS = [
     for head, start in (("source", "identity"), ("source", "published"), ("new", "published"))
     for taps in ([-1], [0, 2, -1])
 ]
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 5,
+}
+WIRINGS += [  # inside every block; in front and inside every second block, of a rotary generator; projections alone
+    {"visibility": visibility, "head": "source", "start": start, "taps": [-1]} | placement
+    for visibility in CAUSAL
+    for start, placement in (
+        ("identity", {"placement": "interleaved", "num_bridge_layers": 0, "gate_start": 0.5}),
+        ("published", {"placement": "interleaved", "interleave_every": 2, "num_bridge_layers": 1, "generator": LLAMA}),
+        ("published", {"num_bridge_layers": 0, "pre_projection": False}),
+    )
+]
 LEAKY = {"visibility": "bidirectional", "head": "new"}
-ids_of = lambda wiring: "-".join(str(value) for value in wiring.values())  # noqa: E731
+ids_of = lambda wiring: "-".join(str(v) for v in wiring.values() if not isinstance(v, dict))  # noqa: E731
 
 
 def pair(wiring, **kwargs):
@@ -111,6 +128,8 @@ def loss_on_random_tokens(vocab_size=11, length=5, batch=32, steps=200, **wiring
         {"visibility": "prompt", "head": "source", "start": "published"},
         {"visibility": "causal", "head": "source", "start": "identity"},
         {"visibility": "causal", "head": "new", "start": "published"},
+        {"visibility": "causal", "head": "source", "start": "identity", "placement": "interleaved", "gate_start": 0.5},
+        {"visibility": "prompt", "head": "source", "start": "published", "placement": "interleaved"},
     ],
     ids=ids_of,
 )
@@ -222,12 +241,23 @@ def test_saving_and_loading_gives_identical_logits(wiring, stored_source, tmp_pa
 # -- 6: step 0 is the source -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("taps", [[-1], [0, 1, -1]])
-def test_identity_start_equals_the_source(taps):
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"taps": [0, 1, -1]},
+        {"gate_start": 0.9},
+        {"placement": "interleaved", "num_bridge_layers": 1, "gate_start": 0.5, "generator": LLAMA},
+        {"num_bridge_layers": 0, "pre_projection": False},
+        {"generator": {"first_blocks_of_source": 2}},
+    ],
+    ids=str,
+)
+def test_identity_start_equals_the_source(choices):
     ids, mask = random_ids(2, 9), torch.ones(2, 9, dtype=torch.long)
     mask[0, :2] = 0
     for visibility in CAUSAL:
-        model = tiny_pair(visibility=visibility, start="identity", taps=taps)
+        model = tiny_pair(visibility=visibility, start="identity", **choices)
         with torch.no_grad():
             expected = model.source.model(ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(0)).logits
         found = logits_of(model, ids, mask)

@@ -199,6 +199,13 @@ def test_shut_layer_passes_on_its_queries_whatever_was_read():
     assert torch.equal(*seen[0]) and not torch.allclose(*seen[1])
 
 
+def test_layers_inside_the_generator_are_shut_one_by_one_like_those_in_front():
+    model = tiny_pair(placement="interleaved", num_bridge_layers=1)
+    examples = [Example([3, 4, 5], [6, 2]), Example([7, 8, 9], [10, 2])]
+    names = [control.name for control in all_controls(model, examples, seed=0)]
+    assert names[-4:] == ["layer 1 shut", "layer 2 shut", "layer 3 shut", "all layers shut"]
+
+
 @torch.no_grad()
 def test_gates_open_again_after_an_error():
     model, ids = randomise_(tiny_pair()), random_ids(2, 6)

@@ -31,6 +31,10 @@ CHOICES = [
     {"visibility": "causal", "head": "source", "start": "identity", "num_bridge_layers": 1},
     {"visibility": "prompt", "head": "source", "taps": [0, 2, -1], "generator_window": 5},
     {"visibility": "causal", "head": "new", "taps": [1], "d_adapter": 7},
+    {"visibility": "prompt", "head": "source", "placement": "interleaved", "interleave_every": 2, "taps": [2]},
+    {"visibility": "causal", "head": "source", "placement": "interleaved", "num_bridge_layers": 1},
+    {"visibility": "causal", "head": "source", "num_bridge_layers": 0, "pre_projection": False, "taps": [1, -1]},
+    {"visibility": "prompt", "head": "new", "pre_projection": False, "gate_start": 0.5},
 ]
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -66,7 +70,7 @@ def source(tmp_path):
 
 
 @pytest.mark.parametrize("generator", [GPT_NEO, LLAMA], ids=["gpt_neo", "llama"])
-@pytest.mark.parametrize("choices", CHOICES, ids=lambda choices: f"{choices['visibility']}-{choices['head']}")
+@pytest.mark.parametrize("choices", CHOICES, ids=lambda choices: "-".join(map(str, choices.values())))
 @pytest.mark.filterwarnings("ignore:visibility='bidirectional'")
 def test_parameters_are_those_of_the_pair_that_is_built(source, generator, choices):
     settings = settings_of(source, generator, **choices)
@@ -75,6 +79,14 @@ def test_parameters_are_those_of_the_pair_that_is_built(source, generator, choic
     assert planned.num_trainable == model.num_parameters()
     assert planned.frozen == model.source.model.num_parameters()
     assert planned.trainable["bridge"] == sum(parameter.numel() for parameter in model.bridge.parameters())
+
+
+def test_a_generator_from_the_sources_blocks_is_planned_without_weights(source):
+    settings = settings_of(source, {"first_blocks_of_source": 2})
+    model = CombinedModel.from_modules(tiny_source_config(), settings.model.generator, **choices_of(settings.model))
+    assert plan(settings, corpus=corpus()).num_trainable == model.num_parameters()
+    with pytest.raises(UserError, match="first_blocks_of_source=9 must be 1 to 3, the blocks of the source"):
+        plan(settings_of(source, {"first_blocks_of_source": 9}), corpus=corpus())
 
 
 def test_parameters_of_a_generator_alone_are_its_own(tmp_path):
@@ -110,7 +122,7 @@ def test_the_papers_pair_has_the_published_parameters_and_fewer_than_half_with_t
 WIDE = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 4}
 
 
-@pytest.mark.parametrize("choices", CHOICES, ids=lambda choices: f"{choices['visibility']}-{choices['head']}")
+@pytest.mark.parametrize("choices", CHOICES, ids=lambda choices: "-".join(map(str, choices.values())))
 @pytest.mark.filterwarnings("ignore:visibility='bidirectional'")
 def test_flops_are_those_that_torch_counts(tmp_path, choices):
     """Wide enough that matrix products dominate, as they do in real pairs."""
@@ -190,7 +202,7 @@ def test_kept_memory_of_a_generator_is_what_autograd_keeps(shape):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("choices", CHOICES[1:], ids=lambda choices: f"{choices['visibility']}-{choices['head']}")
+@pytest.mark.parametrize("choices", CHOICES[1:], ids=lambda choices: "-".join(map(str, choices.values())))
 def test_kept_memory_of_a_pair_is_what_autograd_keeps(tmp_path, choices, dropout):
     config = tiny_source_config(**WIDE, vocab_size=70)
     config.save_pretrained(tmp_path)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from llm_modules import CombinedConfig, CombinedModel, Source, UserError
 from llm_modules.files import write_text, written_beside
-from tests.conftest import VOCAB, random_ids, randomise_, tiny_pair, tiny_source_config
+from tests.conftest import VOCAB, random_ids, randomise_, tiny_generator_config, tiny_pair, tiny_source_config
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -289,7 +289,28 @@ def test_an_edited_choice_is_refused(saved, changes):
         CombinedModel.from_pretrained(saved)
 
 
-@pytest.mark.parametrize("changes", [{"d_adapter": 11}, {"num_bridge_layers": 3}, {"source__hidden_size": 30}], ids=str)
+def test_layers_that_were_moved_are_refused(tmp_path):
+    generator = tiny_generator_config(num_layers=4, attention_types=[[["global"], 4]])
+    model = tiny_pair(generator=generator, placement="interleaved", interleave_every=3, num_bridge_layers=0)
+    model.save_pretrained(tmp_path)
+    edit_config(tmp_path, interleave_every=4)  # one layer as before, of the same shape
+    with pytest.raises(UserError, match="is not what was saved"):
+        CombinedModel.from_pretrained(tmp_path, source=model.source)
+
+
+def test_a_folder_from_before_layers_could_be_placed_loads(saved, model):
+    fields = json.loads((saved / "config.json").read_text())
+    for name in ("placement", "interleave_every", "pre_projection", "gate_start"):
+        del fields[name]
+    (saved / "config.json").write_text(json.dumps(fields))
+    assert torch.equal(logits_of(CombinedModel.from_pretrained(saved).eval()), logits_of(model))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"d_adapter": 11}, {"num_bridge_layers": 3}, {"source__hidden_size": 30}, {"pre_projection": False}],
+    ids=str,
+)
 def test_edited_sizes_are_refused(saved, changes):
     edit_config(saved, **changes)
     with pytest.raises(UserError, match="does not hold this model's weights"):

@@ -332,6 +332,11 @@ def test_checkpoint_of_another_shape_is_refused_on_resumption(tmp_path):
     fit(tiny_pair(), data_of(), settings_of(tmp_path), tokenizer=TOKENIZER)
     with pytest.raises(UserError, match=r"was trained with num_bridge_layers=2, now it is 3; resume with the settings"):
         fit(tiny_pair(num_bridge_layers=3), data_of(), settings_of(tmp_path, resume=True), tokenizer=TOKENIZER)
+    with pytest.raises(UserError, match=r"was trained with pre_projection=True, now it is False"):
+        fit(tiny_pair(pre_projection=False), data_of(), settings_of(tmp_path, resume=True), tokenizer=TOKENIZER)
+    moved = tiny_pair(placement="interleaved", num_bridge_layers=0)
+    with pytest.raises(UserError, match=r"was trained with placement=front, now it is interleaved"):
+        fit(moved, data_of(), settings_of(tmp_path, resume=True), tokenizer=TOKENIZER)
 
 
 def test_resuming_without_a_checkpoint_is_refused_unless_auto(tmp_path):
@@ -505,13 +510,15 @@ def kept_bytes(model, **inputs):
     return loss, sum(kept.values())
 
 
+@pytest.mark.parametrize("placement", ["front", "interleaved"])
 @pytest.mark.parametrize("visibility", ["prompt", "causal"])
 @pytest.mark.parametrize("generator", [tiny_generator_config(), tiny_llama_config()], ids=["gpt_neo", "llama"])
-def test_checkpointing_keeps_less_and_gives_the_same_loss_and_gradients(visibility, generator):
+def test_checkpointing_keeps_less_and_gives_the_same_loss_and_gradients(placement, visibility, generator):
     batch = Collator(0)(examples(3, longest=40))
     found = []
     for checkpointing in (False, True):
-        model = randomise_(tiny_pair(visibility=visibility, generator=generator, dropout=0.3)).train()
+        choices = {"visibility": visibility, "generator": generator, "placement": placement, "dropout": 0.3}
+        model = randomise_(tiny_pair(**choices)).train()
         if checkpointing:
             model.activation_checkpointing_enable()
         torch.manual_seed(7)

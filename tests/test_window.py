@@ -66,7 +66,7 @@ def test_generator_receives_the_bridge_states_of_the_last_prompt_tokens():
     model, ids = long_pair(), random_ids(1, LENGTH)
     known = model.read(ids)
     embeddings = model._embed_response(ids)
-    z = model.bridge(known.states, visible=VisibleKnowledge(known.mask), embeddings=embeddings, is_prompt=known.mask)
+    z, _ = model.bridge(known.states, visible=VisibleKnowledge(known.mask), embeddings=embeddings, is_prompt=known.mask)
     states = model.generator(inputs_embeds=z[:, -TABLE // 2 :], position_ids=torch.arange(TABLE // 2)[None])
     expected = model._read_out(states.last_hidden_state[:, -1]).logits()
     torch.testing.assert_close(last_logits(model, ids), expected, atol=1e-4, rtol=1e-4)
