@@ -41,7 +41,7 @@ def sweep(found: Sweep, *, output: Path | None, dry_run: bool, command: Sequence
     """
     folder = output or Path("runs/sweeps") / found.path.stem
     orders = _orders(found, folder / "runs")
-    _check_models(found)
+    check_models(found)
     figures = _finished(orders, found.path)
     for line in _overview(found, figures, folder):
         print(line)
@@ -121,7 +121,7 @@ def _orders(found: Sweep, folder: Path) -> list[Order]:
     return [order(run) for run in found.runs]
 
 
-def _check_models(found: Sweep) -> None:
+def check_models(found: Sweep) -> None:
     """Build every point's model without its weights, so that none fails for its shape after hours.
 
     Raises:
@@ -141,7 +141,7 @@ def _check_models(found: Sweep) -> None:
 
 
 def _check_generator_keys(model: ModelSettings, keys: Sequence[str]) -> None:
-    if isinstance(model.generator, str):
+    if isinstance(model.generator, str) or "model_type" not in model.generator:
         return
     known = AutoConfig.for_model(model.generator["model_type"])
     for key in keys:
