@@ -125,19 +125,32 @@ def check_models(found: Sweep) -> None:
     """Build every point's model without its weights, so that none fails for its shape after hours.
 
     Raises:
-        UserError: If one cannot be built, or sets a field that its generator does not have.
+        UserError: If one cannot be built, sets a field that its generator does not have, or is the same as another.
     """
     common = [parse_override(override)[0] for override in found.file.common]
-    checked: list[ModelSettings] = []
+    built: list[tuple[ModelSettings, str]] = []
+    names: dict[str, str] = {}
     for point, run in tqdm(list(zip(found.points, found.runs, strict=False)), desc="checking models"):
-        if run.settings.model not in checked:
-            checked.append(run.settings.model)
-            where = f"{found.path}, point {point.name!r}"
+        chosen, where = run.settings.model, f"{found.path}, point {point.name!r}"
+        if (shape := next((shape for model, shape in built if model == chosen), None)) is None:
             try:
-                skeleton(run.settings.model, report=lambda _: None)
-                _check_generator_keys(run.settings.model, [*common, *point.changes])
+                shape = _resolved(chosen)
+                _check_generator_keys(chosen, [*common, *point.changes])
             except ValueError as error:
                 raise UserError(f"{where}: {error}") from error
+            built.append((chosen, shape))
+        told = shape + run.settings.model_dump_json(exclude={"model"})
+        if (other := names.setdefault(told, point.name)) != point.name:
+            raise UserError(f"{where} comes to the same as {other!r}, once defaults are filled in; leave it out")
+
+
+def _resolved(model: ModelSettings) -> str:
+    """All choices of a model, what is left to defaults worked out."""
+    parts = {"pretrained", "source", "source_revision", "source_dtype"}
+    if isinstance(model.generator, str):  # pretrained weights, which a shape does not tell
+        parts.add("generator")
+    config = skeleton(model, report=lambda _: None).model.config
+    return json.dumps([model.model_dump(include=parts), config.to_dict()], sort_keys=True, default=str)
 
 
 def _check_generator_keys(model: ModelSettings, keys: Sequence[str]) -> None:

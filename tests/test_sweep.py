@@ -201,6 +201,10 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(write_sweep, tmp_path):
         ({"factors": {"model.num_heads": [1, 5]}}, "point 'num_heads=5': d_generator=12 is not divisible by"),
         ({"factors": {"model.taps": [[9]]}}, "point 'taps=[9]': "),
         (
+            {"factors": {"model.taps": [[-1]]}},
+            "point 'taps=[-1]' comes to the same as 'base', once defaults are filled in",
+        ),
+        (
             {"factors": {"model.generator.num_layers": [3]}},
             "unknown key model.generator.num_layers; the nearest known key is model.generator.num_hidden_layers",
         ),
