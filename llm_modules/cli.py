@@ -103,6 +103,31 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 @_plain_errors
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML file; see sweeps/ and docs/sweep.md.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of every point, or of the sweep as evaluation.seed=1."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for figures, table and page; left out, runs/sweeps/ and FILE's name.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be trained.")] = False,
+) -> None:
+    """Train and judge every point of a grid or list of settings; the same command goes on where it was stopped."""
+    from llm_modules.sweep_file import load_sweep
+
+    found = load_sweep(file, overrides or [])
+    from llm_modules.sweep import sweep as run_sweep  # slow to import: mistakes in the file are told first
+
+    options = [*(overrides or []), *([] if out is None else ["--out", str(out)])]
+    command = ["llm-modules", "sweep", str(file), *options]
+    if run_sweep(found, output=out, dry_run=dry_run, command=command):
+        raise typer.Exit(1)
+
+
+@app.command()
+@_plain_errors
 def extract(
     config: Config,
     overrides: Overrides = None,

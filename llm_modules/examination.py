@@ -39,13 +39,7 @@ def examine(
     Raises:
         UserError: If the folder holds no usable model, or the model was trained on some of the problems.
     """
-    model, tokenizer = load_trained(folder)
-    refuse_trained_prompts(folder, [encode_prompt(problem.messages()[:1], tokenizer) for problem in problems])
-    found = evaluate(model, task, problems, tokenizer, max_new_tokens=max_new_tokens, label=task.name)
-    for line in _lines(found):
-        echo(line)
-    if trouble := explain_nothing_right(task, found):
-        warnings.warn(trouble, stacklevel=2)
+    model, found = ask(folder, task, problems, max_new_tokens=max_new_tokens, echo=echo)
     figures = found.as_dict()
     if task.num_shots is not None and isinstance(model, CombinedModel):
         beside = few_shot(
@@ -56,6 +50,20 @@ def examine(
             echo(line)
         figures["source_few_shot"] = beside.as_dict()
     return figures
+
+
+def ask(
+    folder: Path, task: Task, problems: Sequence[Problem], *, max_new_tokens: int, echo: Callable[[str], object]
+) -> tuple[Any, Evaluation]:
+    """The trained model of a folder, and what it scored; arguments and errors as for `examine`."""
+    model, tokenizer = load_trained(folder)
+    refuse_trained_prompts(folder, [encode_prompt(problem.messages()[:1], tokenizer) for problem in problems])
+    found = evaluate(model, task, problems, tokenizer, max_new_tokens=max_new_tokens, label=task.name)
+    for line in _lines(found):
+        echo(line)
+    if trouble := explain_nothing_right(task, found):
+        warnings.warn(trouble, stacklevel=3)
+    return model, found
 
 
 def _lines(found: Evaluation) -> list[str]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
@@ -34,6 +35,12 @@ class Table:
             "  ".join([name.ljust(widths[0]), *map(str.rjust, figures, widths[1:])]).rstrip() for name, *figures in grid
         ]
         return "\n".join([self.title, *(f"  {line}" for line in lines)])
+
+
+def share(estimate: Mapping[str, Any], *, decimals: int = 1) -> Cell:
+    """A share with its `interval`, in hundredths."""
+    low, high = (f"{bound * 100:.{decimals}f}" for bound in estimate["interval"])
+    return Cell(f"{estimate['value']:.1%}", f"{low}–{high}")
 
 
 def templates(filters: Mapping[str, Callable] | None = None) -> Environment:

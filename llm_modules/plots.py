@@ -110,21 +110,29 @@ def heat_figure(
     return figure
 
 
-def interval_figure(estimates: Mapping[str, tuple[float, float, float]], *, title: str, meaning: str) -> Figure:
-    """A dot with its interval for each name, one below the other, and a line at 0.
+def interval_figure(
+    estimates: Mapping[str, tuple[float, float, float]], *, title: str, meaning: str, line: float = 0.0,
+    dots: Mapping[str, Sequence[float]] | None = None,
+) -> Figure:  # fmt: skip
+    """A dot with its interval for each name, one below the other, and a line to compare them with.
 
     Args:
         estimates: Name to `(value, low, high)`.
         title: Above the picture.
         meaning: What the axis means.
+        line: Where the line stands.
+        dots: Name to the single figures that its value is the mean of; drawn small.
     """
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.32 * len(estimates)), layout="constrained")
     places = range(len(estimates))
     values = [value for value, _, _ in estimates.values()]
     errors = [[v - low for v, low, _ in estimates.values()], [high - v for v, _, high in estimates.values()]]
-    axes.axvline(0, color=GREY, lw=1)
+    axes.axvline(line, color=GREY, lw=1)
     axes.errorbar(values, list(places), xerr=errors, fmt="o", color=COLOURS["pair"], elinewidth=2, capsize=3)
-    axes.set_yticks(places, list(estimates))
+    for place, name in enumerate(estimates):
+        single = (dots or {}).get(name, ())
+        axes.plot(single, [place + 0.25] * len(single), "o", color=COLOURS["source-few-shot"], markersize=3)
+    axes.set_yticks(places, list(estimates), parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel(meaning)
     axes.grid(axis="x", color="#d8dde2", lw=0.8)

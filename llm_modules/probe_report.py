@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_modules.files import write_text
-from llm_modules.pages import Cell, Table, templates
+from llm_modules.pages import Cell, Table, share, templates
 from llm_modules.plots import interval_figure, save_figure
 
 WIDTH = 110
@@ -31,17 +31,17 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
             Cell(row["name"]),
             _figure(row["loss_nats"]),
             Cell("") if number == 0 else _figure(row["more_nats"], signed=True),
-            *([_share(row["exact_match"], decimals=0)] if judged else []),
+            *([share(row["exact_match"], decimals=0)] if judged else []),
         ]
         for number, row in enumerate(results["controls"])
     ]
     found = [Table(f"{results['n']} held-out questions of {results['asked']}, 95% intervals", header, rows)]
-    gates = [[Cell(f"layer {layer}"), _share(gate)] for layer, gate in enumerate(results["gates"], start=1)]
+    gates = [[Cell(f"layer {layer}"), share(gate)] for layer, gate in enumerate(results["gates"], start=1)]
     found.append(Table("Gates: how far open while an answer is written", ["", "open"], gates))
     if len(results["taps"]) > 1:
         taps = [[Cell(f"layer {tap}"), Cell(f"{weight:.1%}")] for tap, weight in results["taps"].items()]
         found.append(Table("Taps: from which source layers the knowledge comes", ["", "weight"], taps))
-    tokens = [[Cell(token["token"]), _share(token["share"])] for token in results["tokens"]]
+    tokens = [[Cell(token["token"]), share(token["share"])] for token in results["tokens"]]
     found.append(Table("Tokens that are read most", ["", "share of attention"], tokens))
     return found
 
@@ -63,7 +63,7 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     if "answers_to_other" in results:
         other = results["answers_to_other"]
         said.append(
-            f"With another prompt’s states {_share(other, decimals=0)} of the answers are right for that other prompt."
+            f"With another prompt’s states {share(other, decimals=0)} of the answers are right for that other prompt."
         )
     leak = results["leak"]
     gained, (low, high) = leak["gained_nats"]["value"], leak["gained_nats"]["interval"]
@@ -118,8 +118,3 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
 def _figure(estimate: Mapping[str, Any], *, signed: bool = False) -> Cell:
     sign, (low, high) = "+z" if signed else "", estimate["interval"]
     return Cell(f"{estimate['value']:{sign}.3f}", f"{low:{sign}.3f} to {high:{sign}.3f}")
-
-
-def _share(estimate: Mapping[str, Any], *, decimals: int = 1) -> Cell:
-    low, high = (f"{bound * 100:.{decimals}f}" for bound in estimate["interval"])
-    return Cell(f"{estimate['value']:.1%}", f"{low}–{high}")

@@ -4,9 +4,10 @@ The tables of `docs/` are made from the descriptions here (`known_keys`).
 """
 
 import re
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -26,6 +27,9 @@ class Section(BaseModel):
     """A mapping of settings that refuses keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Checked = TypeVar("Checked", bound=Section)
 
 
 class ModelSettings(Section):
@@ -303,22 +307,51 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> Setti
         MissingFileError: The file is not there.
         UserError: It is empty or no mapping, a key is unknown, or a value is not allowed.
     """
+    tree = read_tree(path, needs="at least the section data with task or train_file", model=Settings)
+    for override in overrides or []:
+        set_key_(tree, *parse_override(override))
+    return checked(tree, model=Settings, origin=str(path))
+
+
+def read_tree(path: str | Path, *, needs: str, model: type[Section]) -> dict[str, Any]:
+    """The mapping that a YAML file holds, unchecked.
+
+    Args:
+        path: Of the file.
+        needs: What it must hold, for the message on an empty one.
+        model: What it will be checked against.
+
+    Raises:
+        MissingFileError: The file is not there.
+        UserError: It is empty or no mapping.
+    """
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"the configuration {path} is not there; check the path (relative to {Path.cwd()})")
     tree = _parse(path.read_text(encoding="utf-8"), str(path))
     if tree is None:
-        raise UserError(f"{path} is empty; it needs at least the section data with task or train_file")
+        raise UserError(f"{path} is empty; it needs {needs}")
     if not isinstance(tree, dict):
-        raise UserError(
-            f"{path} holds a {type(tree).__name__}; write a mapping with {', '.join(Settings.model_fields)}"
-        )
-    for override in overrides or []:
-        _apply_(tree, override)
+        keys = ", ".join(key for key in _keys(model) if "." not in key)
+        raise UserError(f"{path} holds a {type(tree).__name__}; write a mapping with {keys}")
+    return tree
+
+
+def checked(tree: dict[str, Any], *, model: type[Checked], origin: str) -> Checked:
+    """A tree of settings as a `model`, every key known and every value allowed.
+
+    Args:
+        tree: As YAML gives it.
+        model: What to make of it.
+        origin: Where it stands, for the message.
+
+    Raises:
+        UserError: A key is unknown, or a value is not allowed.
+    """
     try:
-        return Settings.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_explain(error, str(path))) from None
+        raise UserError(_explain(error, origin, known=_keys(model))) from None
 
 
 def known_keys() -> dict[str, FieldInfo]:
@@ -370,12 +403,26 @@ def _parse(text: str, origin: str) -> Any:
         raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _apply_(tree: dict[str, Any], override: str) -> None:
-    """Set `section.key=value` in the tree of settings."""
+def parse_override(override: str) -> tuple[str, Any]:
+    """The dotted key and the value, which is YAML, of `section.key=value`.
+
+    Raises:
+        UserError: If it has another form.
+    """
     dotted, equals, text = override.partition("=")
     *parents, key = dotted.strip().split(".")
     if not equals or not parents or not all([*parents, key]):
         raise UserError(f"the override {override!r} is not section.key=value, such as training.max_steps=500")
+    return dotted.strip(), _parse(text, f"the override {override!r}")
+
+
+def set_key_(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a dotted key in the tree of settings; mappings on the way to it are made.
+
+    Raises:
+        UserError: If something on the way is no mapping.
+    """
+    *parents, key = dotted.split(".")
     place = tree
     for depth, name in enumerate(parents, start=1):
         if place.get(name) is None:  # not there, or left empty in the file
@@ -384,16 +431,16 @@ def _apply_(tree: dict[str, Any], override: str) -> None:
         if not isinstance(below, dict):
             raise UserError(f"cannot set {dotted}: {'.'.join(parents[:depth])} is {below!r}, not a mapping")
         place = below
-    place[key] = _parse(text, f"the override {override!r}")
+    place[key] = value
 
 
-def _explain(error: ValidationError, origin: str) -> str:
+def _explain(error: ValidationError, origin: str, *, known: Sequence[str]) -> str:
     """Say in one line for each problem what is wrong and what would be right."""
     problems = []
     for detail in error.errors(include_url=False):
         dotted = ".".join(map(str, detail["loc"]))
         if detail["type"] == "extra_forbidden":
-            problems.append(f"unknown key {dotted}; the nearest known key is {_nearest(dotted)}")
+            problems.append(f"unknown key {dotted}; the nearest known key is {nearest_key(dotted, known)}")
         elif detail["type"] == "missing":
             problems.append(f"{dotted} is missing; add it")
         else:
@@ -403,15 +450,25 @@ def _explain(error: ValidationError, origin: str) -> str:
     return f"{origin}: " + "\n".join(problems)
 
 
-def _nearest(unknown: str) -> str:
+def nearest_key(unknown: str, known: Sequence[str]) -> str:
     """Find the known key most like an unknown one, by its whole path or by its last part."""
 
-    def likeness(known: str) -> float:
-        last = SequenceMatcher(None, unknown.rpartition(".")[2], known.rpartition(".")[2]).ratio()
-        return last + SequenceMatcher(None, unknown, known).ratio()
+    def likeness(key: str) -> float:
+        last = SequenceMatcher(None, unknown.rpartition(".")[2], key.rpartition(".")[2]).ratio()
+        return last + SequenceMatcher(None, unknown, key).ratio()
 
-    candidates = known_keys() if "." in unknown else [*Settings.model_fields, *known_keys()]
-    return max(candidates, key=likeness)
+    dotted = [key for key in known if "." in key]
+    return max(dotted if "." in unknown and dotted else known, key=likeness)
+
+
+def _keys(model: type[Section]) -> list[str]:
+    """Every key of a file, and those of its sections with a dot."""
+    found = []
+    for name, field in model.model_fields.items():
+        found.append(key := field.alias or name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found += [f"{key}.{below}" for below in field.annotation.model_fields]
+    return found
 
 
 if __name__ == "__main__":

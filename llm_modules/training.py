@@ -218,12 +218,12 @@ def keep_knowledge(model: CombinedModel, data: TrainingData) -> TrainingData:
     return replace(data, training=training, validation=validation)
 
 
-def train(settings: Settings, *, command: list[str]) -> Path:
+def train(settings: Settings, *, command: list[str] | None = None) -> Path:
     """All of `llm-modules train`: data, model, training, loss picture, saved model.
 
     Args:
         settings: Of the run.
-        command: What the user typed, to print how to resume.
+        command: What the user typed, to print how to resume; left out, whoever called says it.
 
     Returns:
         Folder of the trained model, or of the last checkpoint if the run was interrupted.
@@ -245,8 +245,9 @@ def train(settings: Settings, *, command: list[str]) -> Path:
     name = "pair" if isinstance(model, CombinedModel) else "generator"
     save_figure(loss_figure({name: trainer.state.log_history}), output / "loss.png")
     if trainer.interrupted:
-        resumed = [part for part in command if not part.startswith("training.resume=")]
-        print(f"interrupted; to go on: {shlex.join([*resumed, 'training.resume=true'])}")
+        if command is not None:
+            resumed = [part for part in command if not part.startswith("training.resume=")]
+            print(f"interrupted; to go on: {shlex.join([*resumed, 'training.resume=true'])}")
         return last_checkpoint(output / "checkpoints") or output
     model.save_pretrained(output / "model")
     remember_prompts(output / "model", data.training)

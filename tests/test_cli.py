@@ -19,7 +19,10 @@ from llm_modules import CombinedModel
 from llm_modules.cli import app
 from tests.conftest import tiny_generator_config, tiny_pair, tiny_source_config, tiny_tokenizer
 
-VERBS = ("demo", "plan", "train", "extract", "generate", "chat", "evaluate", "probe", "inspect", "import-reference")
+VERBS = (
+    *("demo", "plan", "train", "sweep", "extract", "generate", "chat", "evaluate", "probe", "inspect"),
+    "import-reference",
+)
 COMMAND = [sys.executable, "-m", "llm_modules.cli"]
 
 

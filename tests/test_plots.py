@@ -78,3 +78,11 @@ def test_intervals_are_drawn_from_top_to_bottom():
     (bars,) = axes.collections
     assert [segment[:, 0].tolist() for segment in bars.get_segments()] == [[0.5, 2.0], [-1.0, 1.0]]
     plt.close(figure)
+
+
+def test_single_figures_are_drawn_below_their_mean_and_the_line_where_it_is_wanted():
+    estimates = {"base": (0.5, 0.4, 0.6), "deep": (0.7, 0.6, 0.8)}
+    figure = interval_figure(estimates, title="t", meaning="m", line=0.5, dots={"deep": [0.65, 0.75]})
+    line, *drawn = lines(figure)
+    assert line == [[0.5, 0], [0.5, 1]] and [[0.65, 1.25], [0.75, 1.25]] in drawn
+    plt.close(figure)
