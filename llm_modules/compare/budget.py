@@ -1,0 +1,128 @@
+"""What training may cost, in seconds or in FLOPs, and what it has cost so far."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal, Self
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from llm_modules.errors import UserError
+
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """So many seconds or so many FLOPs.
+
+    Args:
+        amount: How many.
+        unit: Of what.
+    """
+
+    amount: float
+    unit: Literal["s", "flops"]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `300s`, `5m`, `1.5h` or `2e15flops`.
+
+        Raises:
+            UserError: For anything else, and for nothing at all.
+        """
+        found = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?)\s*(s|m|min|h|flops)\s*", text.lower())
+        if found is None or float(found[1]) <= 0:
+            raise UserError(
+                f"--budget {text!r} is no budget; give time, such as 300s or 5m, or work, such as 2e15flops"
+            )
+        if found[2] == "flops":
+            return cls(float(found[1]), "flops")
+        return cls(float(found[1]) * _SECONDS[found[2]], "s")
+
+    def part(self, share: float) -> "Budget":
+        """A share of it."""
+        return Budget(self.amount * share, self.unit)
+
+    def __str__(self) -> str:
+        return f"{self.amount:.4g} s" if self.unit == "s" else f"{self.amount:.3g} FLOPs"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds and FLOPs of a piece of work."""
+
+    seconds: float = 0.0
+    flops: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.seconds + other.seconds, self.flops + other.flops)
+
+    def times(self, factor: float) -> "Cost":
+        """So much of such work."""
+        return Cost(self.seconds * factor, self.flops * factor)
+
+    def of(self, budget: Budget) -> float:
+        """Which share of a budget it is."""
+        return (self.seconds if budget.unit == "s" else self.flops) / budget.amount
+
+
+class Meter:
+    """What has been spent; only what is done inside `charged` counts.
+
+    Args:
+        budget: What may be spent.
+    """
+
+    def __init__(self, budget: Budget):
+        self.budget = budget
+        self.cost = Cost()
+
+    @property
+    def spent(self) -> float:
+        """Share of the budget."""
+        return self.cost.of(self.budget)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Charge the seconds that the block takes."""
+        start = time.perf_counter()
+        yield
+        self.cost += Cost(seconds=time.perf_counter() - start)
+
+    def charge(self, flops: float) -> None:
+        """Charge so many FLOPs."""
+        self.cost += Cost(flops=flops)
+
+
+def counted(work: Callable[[], Any]) -> Cost:
+    """What a piece of work costs: done once under torch's count of FLOPs, which slows it down, and once timed."""
+    with FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED) as counter:
+        work()
+    start = time.perf_counter()
+    work()
+    return Cost(time.perf_counter() - start, counter.get_total_flops())
+
+
+def _in_place(_: Any, a: Any, b: Any, **__: Any) -> int:
+    return 2 * a[0] * a[1] * b[1]
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
+
+
+def _attention_backward(_: Any, query: Any, key: Any, value: Any, *_rest: Any, **__: Any) -> int:
+    return int(2 * prod(query[:-1]) * key[-2] * (3 * query[-1] + 2 * value[-1]))
+
+
+# products that torch's own count leaves out
+_ALSO_COUNTED = {
+    torch.ops.aten.addmm_: _in_place,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
