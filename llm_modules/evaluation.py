@@ -20,11 +20,11 @@ class Score:
     """A share of right answers.
 
     Args:
-        hits: How many were right.
+        hits: How many were right; a mean over several runs may be no whole number.
         n: How many were asked.
     """
 
-    hits: int
+    hits: float
     n: int
 
     @property

@@ -4,6 +4,7 @@ Logits are computed only where there is a label, as the pair does; transformers'
 position.
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llm_modules.errors import UserError
+from llm_modules.files import written_beside
 from llm_modules.loss import LossVocabulary, cross_entropy, label_rows
 from llm_modules.readout import Readout
 from llm_modules.source import Source
@@ -37,6 +39,7 @@ class AdaptedSource(nn.Module):
         if getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
             raise UserError(f"a {type(model).__name__} bends its logits, which {method} here cannot do; leave it out")
         self.method = method
+        self._source = Source.of(model)  # frozen by this, until the method says what trains
         self.adapted = adapted(method, model)
         self._language_model = [model]  # in a list: no second name for the same parameters
 
@@ -57,7 +60,7 @@ class AdaptedSource(nn.Module):
 
     def check_room(self, prompt_len: int, response_len: int) -> None:
         """As for the pair."""
-        Source.of(self._language_model[0]).check_length(prompt_len + response_len)
+        self._source.check_length(prompt_len + response_len)
 
     def num_parameters(self, only_trainable: bool = True) -> int:
         """Those that train, or all, adapters included."""
@@ -113,9 +116,12 @@ class AdaptedSource(nn.Module):
         """As transformers' `generate`."""
         return self.adapted.generate(*args, **kwargs)  # type: ignore[operator]
 
-    def merged(self) -> Source:
-        """LoRA's updates added to the weights: a source like any other."""
-        return Source.of(self.adapted.merge_and_unload())  # type: ignore[operator]
+    def save_pretrained(self, folder: Path) -> None:
+        """The adapter alone; of full fine-tuning nothing, which would be another source."""
+        if self.method == "full":
+            return
+        with written_beside(folder) as beside:
+            self.adapted.save_pretrained(beside)  # type: ignore[operator]
 
 
 def adapted(method: Method, model: nn.Module) -> nn.Module:

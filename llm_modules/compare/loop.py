@@ -24,6 +24,7 @@ from llm_modules.training import TrainingData
 
 Inputs = dict[str, Any]
 ADAM_BETA1 = 0.9
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def train_within_(
             meter.charge(tokens * cost_per_token.flops)
             progress.update(min(meter.spent, 1.0) - progress.n)
             foreseen = (meter.spent - begun) / len(losses)
-            if meter.spent + foreseen > 1.0:
+            if meter.spent + foreseen > 1.0 + ROUNDING:
                 break
     model.eval()
     return Run(losses, Cost(meter.cost.seconds - before.seconds, meter.cost.flops - before.flops))
