@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from llm_modules.data.dataset import Collator
 from llm_modules.data.templates import Example
 
 BATCHES = "batches.json"
-MAX_GRAD_NORM = 1.0
 Actions = dict[str, Callable[..., Any]]  # of a competitor, by name
 
 
@@ -49,18 +46,3 @@ def knowledge_file(folder: Path, index: int, visibility: str) -> Path:
 def collated(batch: list[Example]) -> dict[str, Any]:
     """Arguments of a pair's `forward`; what the ids are padded with makes no difference."""
     return Collator(0)(batch)
-
-
-def update_(
-    loss: Tensor,
-    parameters: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    *,
-    max_grad_norm: float = MAX_GRAD_NORM,
-) -> float:
-    """One update of the weights, as the Trainer makes it and alike for all competitors; the loss."""
-    loss.backward()
-    clip_grad_norm_(parameters, max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.item()

@@ -16,11 +16,11 @@ from transformers import LlamaConfig
 
 from benchmarks.bars import Bar, Figure, bars_table, record
 from benchmarks.decoding_speed import REPEATS, SEED, Writer, default_stage, paper_stage
-from benchmarks.given_batches import update_
-from benchmarks.pairs import build, optimizer_of, settings_of
+from benchmarks.pairs import build, settings_of
 from benchmarks.results import STYLE, parser, publish, table
 from llm_modules import CombinedModel, Knowledge, Source
 from llm_modules.modeling import LEAK_WARNING
+from llm_modules.optimizer import optimizer_of, update_
 from llm_modules.settings import Settings
 
 CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)

@@ -22,8 +22,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.results import RECIPES, STYLE, parser, publish, table
-from benchmarks.training import Inputs, curve, example_batches, train_, with_given_knowledge
+from benchmarks.training import Inputs, curve, train_
 from llm_modules import CombinedModel, Source, UserError
+from llm_modules.compare.loop import example_batches, with_given_knowledge
 from llm_modules.data.dataset import Collator, padding_id, prepare
 from llm_modules.data.records import Conversation
 from llm_modules.data.templates import Example, with_template

@@ -20,8 +20,9 @@ from transformers import GPTNeoConfig, LlamaConfig
 
 from benchmarks.decoding import RememberingSource, decoding_losses, teacher_forced_losses
 from benchmarks.results import RECIPES, STYLE, parser, publish, table
-from benchmarks.training import Inputs, curve, example_batches, train_
+from benchmarks.training import Inputs, curve, train_
 from llm_modules import CombinedModel, Source
+from llm_modules.compare.loop import example_batches
 from llm_modules.data.dataset import prepare
 from llm_modules.data.templates import Example, with_template
 from llm_modules.evaluation import Score, evaluate

@@ -10,15 +10,14 @@ from benchmarks.given_batches import (
     collated,
     knowledge_file,
     read_batches,
-    update_,
     with_kept_knowledge,
     write_knowledge,
 )
 from llm_modules import CombinedModel, Knowledge, Source
 from llm_modules.features import with_knowledge
 from llm_modules.loss import LossVocabulary
-from llm_modules.optimizer import build_optimizer
-from llm_modules.settings import Settings, TrainingSettings, load_settings
+from llm_modules.optimizer import optimizer_of, update_
+from llm_modules.settings import Settings, load_settings
 from llm_modules.shapes import choices_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -49,12 +48,6 @@ def build(settings: Settings, source: Source) -> CombinedModel:
     """A new pair of a recipe's shape on a source that is there."""
     torch.manual_seed(SEED)
     return CombinedModel.from_modules(source, settings.model.generator, **choices_of(settings.model))
-
-
-def optimizer_of(model: CombinedModel, settings: TrainingSettings, **adam_kwargs: Any) -> torch.optim.Optimizer:
-    """As training makes it: matrices decay, norms and biases do not."""
-    decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
-    return build_optimizer(model, settings, decayed=decayed, **adam_kwargs)
 
 
 def actions_of(model: CombinedModel, settings: Settings, folder: Path, *, keeps: bool, samples: bool) -> Actions:

@@ -19,15 +19,14 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from benchmarks.given_batches import update_
 from benchmarks.limits import bandwidth_gb_per_s, matmul_tflops
-from benchmarks.pairs import optimizer_of
 from benchmarks.watch import Watch
 from llm_modules import CombinedModel, Source
 from llm_modules.corpus import Corpus
 from llm_modules.files import write_text
 from llm_modules.loss import rows_per_chunk
 from llm_modules.modeling import LEAK_WARNING
+from llm_modules.optimizer import optimizer_of, update_
 from llm_modules.planning import Plan, plan
 from llm_modules.settings import Settings, load_settings
 from llm_modules.shapes import choices_of, known_shape

@@ -7,24 +7,24 @@ at every position.
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, ShadowConfig, TaskType, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
-from benchmarks.given_batches import Actions, collated, read_batches, update_
+from benchmarks.given_batches import Actions, collated, read_batches
 from llm_modules import Source
+from llm_modules.compare.adapters import AdaptedSource, Method
 from llm_modules.data.templates import Example
 from llm_modules.loss import label_rows
+from llm_modules.optimizer import update_
 
-RANK = 16
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 LEARNING_RATE = 1e-4
 LEAN_ROWS = 128  # labels whose logits are held at once where memory counts
 SEED = 0
 
 
-def rival(method: str, folder: str) -> Actions:
+def rival(method: Method, folder: str) -> Actions:
     """A rival on the default source.
 
     Args:
@@ -35,7 +35,7 @@ def rival(method: str, folder: str) -> Actions:
     return actions_of(method, Source.load("default").model, batches)
 
 
-def actions_of(method: str, model: nn.Module, batches: list[list[Example]]) -> Actions:
+def actions_of(method: Method, model: PreTrainedModel, batches: list[list[Example]]) -> Actions:
     """`step(index)` trains on a batch and `lean_step(index)` does with a loss that holds few logits.
 
     Args:
@@ -44,41 +44,26 @@ def actions_of(method: str, model: nn.Module, batches: list[list[Example]]) -> A
         batches: To train on.
     """
     torch.manual_seed(SEED)
-    wrapped = adapted(method, model).train()
-    matrix = model.get_output_embeddings().weight
-    model.lm_head = nn.Identity()  # the forward then ends with the states that the output matrix would read
-    parameters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+    adapted = AdaptedSource(method, model).train()
+    parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
 
     def train(index: int, *, lean: bool) -> float:
         batch = collated(batches[index])
-        mask = batch["attention_mask"]
         predicts, targets = label_rows(batch["labels"])
-        states = wrapped(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False).logits
+        states = adapted.states(batch["input_ids"], batch["attention_mask"])
         mean = lean_loss if lean else plain_loss
-        loss = mean(states[predicts], targets, matrix)
-        if method == "shadow":  # its own auxiliary loss, at the labels too
-            shadow, weight = wrapped.base_model, wrapped.peft_config["default"].auxiliary_loss_weight
-            loss = loss + weight * mean(shadow._seed_shadow_state[predicts], targets, matrix)
+        loss = mean(states[predicts], targets, adapted.matrix)
+        shadow, weight = adapted.auxiliary()
+        if shadow is not None:  # its own auxiliary loss, at the labels too
+            loss = loss + weight * mean(shadow[predicts], targets, adapted.matrix)
         return update_(loss, parameters, optimizer)
 
     return {
         "step": lambda index: train(index, lean=False),
         "lean_step": lambda index: train(index, lean=True),
-        "num_trained": lambda: sum(parameter.numel() for parameter in parameters),
+        "num_trained": adapted.num_parameters,
     }
-
-
-def adapted(method: str, model: nn.Module) -> nn.Module:
-    """The model with what the method trains, and only that, requiring gradients."""
-    if method == "full":
-        return model.requires_grad_(True)
-    model.requires_grad_(False)
-    if method == "shadow":
-        wrapped: PeftModel = get_peft_model(model, ShadowConfig(task_type=TaskType.CAUSAL_LM))
-        return wrapped
-    layers = {"lora": "all-linear", "lora_attention": ATTENTION}[method]
-    return get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, r=RANK, target_modules=layers))
 
 
 def plain_loss(states: Tensor, targets: Tensor, matrix: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.results import RECIPES, STYLE, parser, publish, table
-from benchmarks.training import example_batches, train_, with_given_knowledge
+from benchmarks.training import train_
 from llm_modules import CombinedModel, Source
+from llm_modules.compare.loop import example_batches, with_given_knowledge
 from llm_modules.data.dataset import Collator, padding_id, prepare
 from llm_modules.data.templates import Example, with_template
 from llm_modules.features import distinct_texts, with_knowledge

@@ -13,15 +13,16 @@ from pathlib import Path
 import torch
 
 from benchmarks.bars import Bar, Figure, bars_table, record
-from benchmarks.given_batches import update_
-from benchmarks.pairs import build, optimizer_of, settings_of
+from benchmarks.pairs import build, settings_of
 from benchmarks.results import parser, publish, table
-from benchmarks.training import Inputs, with_given_knowledge
+from benchmarks.training import Inputs
 from llm_modules import CombinedModel, Source
+from llm_modules.compare.loop import with_given_knowledge
 from llm_modules.data.dataset import Collator, prepare
 from llm_modules.data.templates import Example, with_template
 from llm_modules.features import distinct_texts, with_knowledge
 from llm_modules.loss import LossVocabulary
+from llm_modules.optimizer import optimizer_of, update_
 from llm_modules.store.extraction import Extraction
 from llm_modules.store.key import Key
 from llm_modules.store.reader import FeatureStore

@@ -5,23 +5,15 @@ judged on the way.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, get_scheduler
+from transformers import get_scheduler
 
-from benchmarks.given_batches import update_
-from benchmarks.pairs import optimizer_of
-from llm_modules import CombinedModel, Knowledge
-from llm_modules.data.batches import LengthGroupedBatches
-from llm_modules.data.dataset import Collator, padding_id
-from llm_modules.data.templates import Example
-from llm_modules.loss import LossVocabulary
+from llm_modules import CombinedModel
+from llm_modules.optimizer import optimizer_of, update_
 from llm_modules.settings import TrainingSettings
-from llm_modules.training import TrainingData
 
 Inputs = dict[str, Any]
 POINTS = 60  # of a curve in a picture
@@ -66,43 +58,6 @@ def train_(
                 break
     model.eval()
     return losses
-
-
-def example_batches(
-    model: CombinedModel,
-    examples: Sequence[Example],
-    settings: TrainingSettings,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    collate: Callable[[Sequence[Example]], Inputs] | None = None,
-) -> Iterator[Inputs]:
-    """Batches of similar lengths without end, in an order that seed and epoch alone decide.
-
-    With `settings.sampled_words` each comes with the words that stand for the vocabulary in its loss. `collate` is for
-    examples whose knowledge lies elsewhere.
-    """
-    vocab_size = model.config.vocab_size
-    order = LengthGroupedBatches(
-        [len(example) for example in examples], batch_size=settings.batch_size, seed=settings.seed
-    )
-    collate = collate or Collator(padding_id(tokenizer, vocab_size=vocab_size))
-    words = TrainingData(list(examples), []).trained_words
-    numbers = torch.Generator().manual_seed(settings.seed)
-    for epoch in count():
-        order.set_epoch(epoch)
-        for batch in DataLoader(examples, batch_size=settings.batch_size, sampler=order, collate_fn=collate):
-            inputs = with_given_knowledge(batch)
-            if settings.sampled_words is not None:
-                inputs["loss_vocabulary"] = LossVocabulary.sample(
-                    words, num_random=settings.sampled_words, vocab_size=vocab_size, generator=numbers
-                )
-            yield inputs
-
-
-def with_given_knowledge(batch: Inputs) -> Inputs:
-    """What a collator made as arguments of `forward`: knowledge in one piece."""
-    inputs = dict(batch)
-    return inputs | {"knowledge": Knowledge(inputs.pop("knowledge_states"), inputs.pop("knowledge_mask"))}
 
 
 def curve(losses: Sequence[float]) -> list[tuple[int, float]]:

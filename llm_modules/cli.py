@@ -36,6 +36,13 @@ def _plain_warning(message: Warning | str, *_: object, **__: object) -> None:
     typer.secho(f"warning: {message}", fg=typer.colors.YELLOW, err=True)
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--rates {text!r} is no list of numbers; give some, as 3e-4,1e-3") from error
+
+
 def _plain_errors(command: Callable) -> Callable:
     """Print what a user can act on without a traceback."""
 
@@ -231,6 +238,63 @@ def evaluate(
 
         asked = {"model": str(model), "task": task, "data": data, "verifier": verifier, "seed": seed}
         write_text(json, dumps({key: value for key, value in asked.items() if value is not None} | figures, indent=2))
+
+
+@app.command()
+@_plain_errors
+def compare(
+    config: Config,
+    overrides: Overrides = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Training of each row: 300s, 5m, or 2e15flops.", show_default="300s; quick: 60s")
+    ] = None,
+    rates: Annotated[
+        str | None, typer.Option(help="Learning rates that each row tries.", show_default="3e-4,1e-3,3e-3; quick: two")
+    ] = None,
+    num: Annotated[int | None, typer.Option(min=2, help="Test problems.", show_default="200; quick: 50")] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Only these, as pair,generator,lora; all: docs/compare.md.", show_default=False)
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Training runs of each row.")] = 1,
+    test: Annotated[
+        str | None, typer.Option(help="File of the test problems, where the configuration names a train_file.")
+    ] = None,
+    verifier: Annotated[
+        str | None, typer.Option(help="Without a task: exact, numeric, regex or choice.", show_default=False)
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="JSONL of model, question, answer: given, not measured.", show_default=False)
+    ] = None,
+    ask: Annotated[
+        list[str] | None, typer.Option(help="Question to answer side by side; may be repeated.", show_default=False)
+    ] = None,
+    max_new_tokens: MaxNewTokens = 160,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="All within 15 minutes; rows without time are left out.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder; the same command goes on there.")] = Path("runs/compare"),
+) -> None:
+    """Train and judge a pair and what else the same budget buys: its halves, LoRA, distillation and others."""
+    from llm_modules.compare.plan import FULL, QUICK, Plan
+    from llm_modules.settings import load_settings
+
+    meant = QUICK if quick else FULL
+    made = Plan(
+        settings=load_settings(config, overrides),
+        budget=budget or meant["budget"],
+        rates=_numbers(rates or meant["rates"]),
+        num=num or meant["num"],
+        test=test,
+        verifier=verifier,
+        seeds=seeds,
+        ask=tuple(ask or ()),
+        max_new_tokens=max_new_tokens,
+        limit_s=meant["limit_s"],
+    )
+    made.check()
+    from llm_modules.compare.run import compare as run_comparison  # slow to import: mistakes are told first
+
+    run_comparison(made, rows=rows.split(",") if rows else [], answers=answers, output=out)
 
 
 @app.command()

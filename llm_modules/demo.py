@@ -2,8 +2,6 @@
 
 import gc
 import json
-import os
-import platform
 import resource
 import statistics
 import time
@@ -13,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import transformers
 
 from llm_modules.baselines import GeneratorAlone
 from llm_modules.controls import with_zeroed_knowledge
@@ -22,6 +19,7 @@ from llm_modules.errors import UserError
 from llm_modules.evaluation import Evaluation, Score, evaluate
 from llm_modules.few_shot import few_shot
 from llm_modules.files import write_text
+from llm_modules.machine import machine
 from llm_modules.modeling import CombinedModel
 from llm_modules.plots import accuracy_figure, loss_figure, save_figure
 from llm_modules.report import summary, write_report
@@ -96,7 +94,7 @@ def run_demo(output: Path) -> dict:
         "minutes": (time.perf_counter() - start) / 60,
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "seeds": {"training": SEED, "data": SEED, "test": TEST_SEED},
-        "machine": _machine(),
+        "machine": machine(),
         "stages": watch.stages,
         "arithmetic_minutes": watch.seconds("arithmetic: training the pair") / 60,
         "models": _model_rows(arithmetic),
@@ -250,21 +248,3 @@ def _set_aside(output: Path) -> None:
         output.rename(kept)
         print(f"the earlier run is kept in {kept}")
     output.mkdir(parents=True, exist_ok=True)
-
-
-def _machine() -> dict:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return {
-        "cpu": named or platform.processor() or platform.machine(),
-        "cores": torch.get_num_threads(),
-        "memory_gb": _memory_gb(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _memory_gb() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -25,14 +25,31 @@ def few_shot(
         seed: Of the demonstrations.
         max_new_tokens: Most tokens of an answer.
     """
-    texts: dict[Problem, str] = {}
+    prompts = [task.few_shot_prompt(problem, num_examples, seed=seed) for problem in problems]
+    kinds = [problem.kind for problem in problems]
+    return judge(task, problems, write_prompted(source, prompts, kinds=kinds, max_new_tokens=max_new_tokens))
+
+
+def write_prompted(
+    source: Source,
+    prompts: Sequence[list[dict[str, str]] | str],
+    *,
+    kinds: Sequence[str],
+    max_new_tokens: int,
+) -> Writing:
+    """Let the source answer prompts of its own form; what those of a kind begin with is read once.
+
+    Args:
+        source: With its tokenizer.
+        prompts: Texts to go on with, or conversations for the chat template.
+        kinds: Of each prompt; those of a kind are alike.
+        max_new_tokens: Most tokens of an answer.
+    """
+    texts = [""] * len(prompts)
     num_tokens, seconds = 0, 0.0
-    for kind in task.kinds:
-        chosen = [problem for problem in problems if problem.kind == kind]
-        if not chosen:
-            continue
-        prompts = [task.few_shot_prompt(problem, num_examples, seed=seed) for problem in chosen]
-        whole = [_encode_either(prompt, source.tokenizer) for prompt in prompts]
+    for kind in dict.fromkeys(kinds):
+        chosen = [index for index, one in enumerate(kinds) if one == kind]
+        whole = [encode_either(prompts[index], source.tokenizer) for index in chosen]
         shared = common_prefix(whole)
         written = write(
             source.model,
@@ -40,12 +57,13 @@ def few_shot(
             source.tokenizer,
             max_new_tokens=max_new_tokens,
             prefix=whole[0][:shared],
-            stop_ids=_line_end(source.tokenizer) if isinstance(prompts[0], str) else (),
+            stop_ids=_line_end(source.tokenizer) if isinstance(prompts[chosen[0]], str) else (),
             label=f"source, {kind} examples in context",
         )
-        texts |= dict(zip(chosen, written.texts, strict=True))
+        for index, text in zip(chosen, written.texts, strict=True):
+            texts[index] = text
         num_tokens, seconds = num_tokens + written.num_tokens, seconds + written.seconds
-    return judge(task, problems, Writing([texts[problem] for problem in problems], num_tokens, seconds))
+    return Writing(texts, num_tokens, seconds)
 
 
 def _line_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -54,7 +72,7 @@ def _line_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return found[-1:]
 
 
-def _encode_either(prompt: list[dict[str, str]] | str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def encode_either(prompt: list[dict[str, str]] | str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """A text as it stands, a conversation in the tokenizer's chat template."""
     if isinstance(prompt, str):
         ids: list[int] = tokenizer(prompt)["input_ids"]

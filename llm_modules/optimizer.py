@@ -1,10 +1,12 @@
-"""AdamW with two learning rates, and Muon for the generator's matrices."""
+"""AdamW with two learning rates, Muon for the generator's matrices, and one update of the weights."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from llm_modules.settings import TrainingSettings
 
@@ -101,3 +103,24 @@ def build_optimizer(
         )
     kind = MuonWithAdamW if settings.optimizer == "muon" else torch.optim.AdamW
     return kind(parameter_groups, lr=settings.learning_rate_bridge, **adam_kwargs)
+
+
+def optimizer_of(model: nn.Module, settings: TrainingSettings, **adam_kwargs: Any) -> torch.optim.Optimizer:
+    """As training makes it: matrices decay, norms and biases do not."""
+    decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    return build_optimizer(model, settings, decayed=decayed, **adam_kwargs)
+
+
+def update_(
+    loss: Tensor,
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    *,
+    max_grad_norm: float = 1.0,
+) -> float:
+    """One update of the weights, as the Trainer makes it and alike for all that are compared; the loss."""
+    loss.backward()
+    clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()

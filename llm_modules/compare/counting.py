@@ -1,0 +1,40 @@
+"""FLOPs of a piece of work, counted by torch while it runs."""
+
+import time
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from llm_modules.compare.budget import Cost
+
+
+def counted(work: Callable[[], Any]) -> Cost:
+    """What a piece of work costs: done once under torch's count of FLOPs, which slows it down, and once timed."""
+    with FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED) as counter:
+        work()
+    start = time.perf_counter()
+    work()
+    return Cost(time.perf_counter() - start, counter.get_total_flops())
+
+
+def _in_place(_: Any, a: Any, b: Any, **__: Any) -> int:
+    return 2 * a[0] * a[1] * b[1]
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
+
+
+def _attention_backward(_: Any, query: Any, key: Any, value: Any, *_rest: Any, **__: Any) -> int:
+    return int(2 * prod(query[:-1]) * key[-2] * (3 * query[-1] + 2 * value[-1]))
+
+
+# products that torch's own count leaves out
+_ALSO_COUNTED = {
+    torch.ops.aten.addmm_: _in_place,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
