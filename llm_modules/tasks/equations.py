@@ -1,15 +1,17 @@
 """Equations of word problems: from prefix to a line one can read, and from any text to the value it arrives at.
 
-A line reads `(56 + 4) * 9 = 540`. It is worked out here by a parser of its own, without Python's `eval`, and in a loop
-rather than by recursion, so that no text a model may write does harm.
+An expression reads `(B+C)*A`, or `(56 + 4) * 9 = 540`. It is worked out here by a parser of its own, without Python's
+`eval`, and in a loop rather than by recursion, so that no text a model may write does harm.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 
 from llm_modules.errors import UserError
+from llm_modules.tasks import marks
 
 OPERATORS = ("+", "-", "*", "/")
 _RANK = {"+": 1, "-": 1, "*": 2, "/": 2, "~": 3}
@@ -20,31 +22,64 @@ _OF_EXPRESSIONS = "0123456789.+-*/() \t"
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "$": None})
 
 
-def from_prefix(equation: str, numbers: Sequence[str], *, where: str) -> str:
-    """Write a prefix equation in infix, with the numbers in place of its slots and no more brackets than needed.
+@dataclass(frozen=True)
+class _Part:
+    """A part of an expression: terms of a sum, factors of a product, or one operand.
+
+    Args:
+        rank: how tightly its outermost operator binds, 3 for an operand.
+        more: what is added or multiplied.
+        less: what is taken away or divided by.
+    """
+
+    rank: int
+    more: tuple[str, ...]
+    less: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        plus, minus = "+-" if self.rank == 1 else "*/"
+        return plus.join(sorted(self.more)) + "".join(f"{minus}{part}" for part in sorted(self.less))
+
+    def within(self, rank: int) -> "_Part":
+        """The same as a part of a sum (1) or product (2): its own terms, or all of it as one."""
+        if self.rank == rank:
+            return self
+        return _Part(rank, (f"({self})" if self.rank < rank else str(self),))
+
+
+def from_prefix(equation: str, operands: Sequence[str], *, where: str) -> str:
+    """Write a prefix equation in infix, in one order, and with no more brackets than needed.
+
+    Sums and products are written with what is added (multiplied) first, each half sorted: `+ number1 number0` and
+    `+ number0 number1` come out the same.
 
     Args:
         equation: Operators before operands, such as `- number0 * number1 2.0`.
-        numbers: What stands in slot `number0`, `number1`, …
+        operands: What stands in slot `number0`, `number1`, …
         where: How messages of errors name the equation.
 
     Raises:
-        UserError: It is no prefix equation, or names a slot without a number.
+        UserError: It is no prefix equation, or names a slot without an operand.
     """
-    stack: list[tuple[str, int]] = []  # infix text, and how tightly its outermost operator binds
-    for part in reversed(equation.split()):
-        if part not in OPERATORS:
-            stack.append((_operand(part, numbers, where=where), 3))
+    stack: list[_Part] = []
+    for sign in reversed(equation.split()):
+        if sign not in OPERATORS:
+            stack.append(_Part(3, (_operand(sign, operands, where=where),)))
             continue
         if len(stack) < 2:
-            raise UserError(f"{where}: the equation {equation!r} lacks an operand of {part!r}; correct it")
-        (left, left_rank), (right, right_rank), rank = stack.pop(), stack.pop(), _RANK[part]
-        left = f"({left})" if left_rank < rank else left
-        right = f"({right})" if right_rank < rank or (right_rank == rank and part in "-/") else right
-        stack.append((f"{left} {part} {right}", rank))
+            raise UserError(f"{where}: the equation {equation!r} lacks an operand of {sign!r}; correct it")
+        rank = _RANK[sign]
+        left, right = stack.pop().within(rank), stack.pop()
+        if sign == "/":  # a quotient below a quotient stays in brackets, so that what has no value keeps none
+            divisor = str(right) if right.rank == 3 else f"({right})"
+            stack.append(_Part(rank, left.more, (*left.less, divisor)))
+            continue
+        right = right.within(rank)
+        more, less = (right.less, right.more) if sign == "-" else (right.more, right.less)
+        stack.append(_Part(rank, (*left.more, *more), (*left.less, *less)))
     if len(stack) != 1:
         raise UserError(f"{where}: the equation {equation!r} is not one prefix expression; correct it")
-    return stack[0][0]
+    return str(stack[0])
 
 
 def evaluate(expression: str) -> float | None:
@@ -79,24 +114,34 @@ def evaluate(expression: str) -> float | None:
     return values[0] if math.isfinite(values[0]) else None
 
 
-def said_value(text: str) -> float | None:
-    """The value at which a text arrives: that of its last equation's left side, else its last number.
+def said_value(text: str, numbers: Mapping[str, str] | None = None) -> float | None:
+    """The value at which a text arrives: that of its equation, or of its last number where it has none.
 
-    An equation is worked out, whatever stands to the right of its sign; one that cannot be has no value.
+    The equation is the left side of the last `=`, or the whole of a text without words. It is worked out, whatever
+    stands to the right of the sign; one that cannot be (`12 - 5 +`) has no value. Only what is said in words
+    ("She has 7 left.") is judged by its last number.
+
+    Args:
+        text: What a model wrote.
+        numbers: What the letters of an equation stand for.
     """
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text.translate(_SIGNS))
+    numbers = numbers or {}
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", text.translate(_SIGNS)).strip().rstrip(".")
+    of_expressions = _OF_EXPRESSIONS + "".join(numbers)
     left, equals, _ = text.rpartition("=")
-    expression = left[len(left.rstrip(_OF_EXPRESSIONS)) :].rpartition(". ")[2].strip() if equals else ""
-    if expression:
-        return evaluate(expression)
+    if equals:
+        expression = left[len(left.rstrip(of_expressions)) :].rpartition(". ")[2].strip()
+        if expression:
+            return evaluate(marks.fill(expression, numbers))
+    elif not text.strip(of_expressions):
+        return evaluate(marks.fill(text, numbers))
     found = re.findall(rf"(?<![\w.])-?(?:{_NUMBER})", text)
     return float(found[-1]) if found else None
 
 
-def has_form(text: str) -> bool:
-    """Tell whether a text is one line, `expression = number`, and nothing else."""
-    left, equals, right = text.strip().partition("=")
-    return bool(equals) and evaluate(left) is not None and re.fullmatch(rf"[ \t]*-?(?:{_NUMBER})", right) is not None
+def has_form(text: str, numbers: Mapping[str, str]) -> bool:
+    """Tell whether a text is an expression of numbers and of the letters that stand for some, and nothing else."""
+    return evaluate(marks.fill(text.strip(), numbers)) is not None
 
 
 def agree(value: float, answer: float) -> bool:
@@ -105,18 +150,13 @@ def agree(value: float, answer: float) -> bool:
     return math.isfinite(value) and abs(value - answer) <= 1e-4 * max(abs(value), abs(answer)) + 1e-9
 
 
-def as_text(value: float) -> str:
-    """A number as one writes it: `504`, not `504.0`, and at most four decimals."""
-    return format(Decimal(repr(round(value, 4))).normalize() + 0, "f")
-
-
-def _operand(part: str, numbers: Sequence[str], *, where: str) -> str:
+def _operand(part: str, operands: Sequence[str], *, where: str) -> str:
     slot = _SLOT.fullmatch(part)
     if slot is None:
         return tidy(part, where=where)
-    if int(slot[1]) >= len(numbers):
-        raise UserError(f"{where}: the equation names {part}, and there are {len(numbers)} numbers; add it")
-    return tidy(numbers[int(slot[1])], where=where)
+    if int(slot[1]) >= len(operands):
+        raise UserError(f"{where}: the equation names {part}, and there are {len(operands)} numbers; add it")
+    return operands[int(slot[1])]
 
 
 def tidy(number: str, *, where: str) -> str:

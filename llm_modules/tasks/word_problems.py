@@ -2,18 +2,18 @@
 
 Files have the columns of the published sets (ASDiv-A, MAWPS, SVAMP; arXiv 2103.07191): `Question` with the slots
 `number0`, `number1`, …, `Numbers` to fill them, a prefix `Equation`, and the `Answer`. A question is asked with its
-numbers in place; the response is the equation in infix and its value, `56 * 9 = 504`.
+numbers in place, each with a mark; the response is the equation of these marks: `12 (A) boxes of 9 (B) pens`, `A*B`.
 """
 
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llm_modules.errors import UserError
+from llm_modules.tasks import marks
 from llm_modules.tasks.base import Problem, Verdict
-from llm_modules.tasks.equations import OPERATORS, agree, as_text, evaluate, from_prefix, has_form, said_value, tidy
+from llm_modules.tasks.equations import OPERATORS, agree, evaluate, from_prefix, has_form, said_value, tidy
 from llm_modules.tasks.from_file import FileTask, text_of
 
 _KINDS = {0: "no step", 1: "one step", 2: "two steps"}
@@ -26,23 +26,19 @@ class WordProblems(FileTask):
     needs = "Question, Numbers, Equation and Answer"
 
     def problem(self, record: Mapping[str, Any], *, where: str) -> Problem:
-        """Put the numbers in, and turn the equation into a line."""
+        """Put the numbers and their marks in, and turn the equation into one of marks."""
         question, equation, answer = (
             text_of(record, column, where=where) for column in ("Question", "Equation", "Answer")
         )
-        numbers = text_of(record, "Numbers", where=where).split()
-        for slot in reversed(range(len(numbers))):  # number12 before number1
-            question = question.replace(f"number{slot}", tidy(numbers[slot], where=where))
-        if unfilled := re.search(r"number\d+", question):
-            raise UserError(f"{where}: the question has the slot {unfilled[0]}, and `Numbers` does not fill it; add it")
-        expression = from_prefix(equation, numbers, where=where)
-        value = evaluate(expression)
-        if value is None:
-            raise UserError(f"{where}: the equation {expression} has no value; correct it")
+        numbers = [tidy(number, where=where) for number in text_of(record, "Numbers", where=where).split()]
+        letters = marks.by_size(numbers, where=where)
+        question = marks.put_in(question, numbers, letters, where=where)
+        expression = from_prefix(equation, letters, where=where)
+        if evaluate(marks.fill(expression, dict(zip(letters, numbers, strict=True)))) is None:
+            raise UserError(f"{where}: the equation {equation} has no value; correct it")
         num_steps = sum(part in OPERATORS for part in equation.split())
         kind = _KINDS.get(num_steps, "more steps")
-        response = f"{expression} = {as_text(value)}"
-        return Problem(self.name, kind, question, response, tidy(answer, where=where))
+        return Problem(self.name, kind, question, expression, tidy(answer, where=where))
 
     def train(self, num_examples: int | None = None, *, seed: int) -> list[Problem]:
         """Without the problems whose own equation does not come to their answer; how many is said in a warning."""
@@ -58,9 +54,11 @@ class WordProblems(FileTask):
         return self._drawn(sound, num_examples, seed=seed)
 
     def verify(self, problem: Problem, text: str) -> Verdict:
-        """Work the written equation out; free text without one is judged by its last number."""
-        said = said_value(text)
-        return Verdict(correct=said is not None and agree(said, float(problem.answer)), form=has_form(text))
+        """Work the written equation out; what is said in words is judged by its last number."""
+        numbers = marks.of(problem.question)
+        said = said_value(text, numbers)
+        correct = said is not None and agree(said, float(problem.answer))
+        return Verdict(correct=correct, form=has_form(text, numbers))
 
 
 def from_path(path: str | Path) -> WordProblems:
