@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.results import QUICK, RECIPES, parser, publish, table
+from benchmarks.results import RECIPES, folder_of, parser, publish, table
 from llm_modules.evaluation import Score, evaluate
 from llm_modules.files import write_text
 from llm_modules.loading import load_trained
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("data", type=Path, help="folder with asdiv_fold{0..4}_{train,dev}.csv")
     options.add_argument("--folds", type=int, nargs="+", default=list(range(NUM_FOLDS)), help="some of them")
     given, started = options.parse_args(arguments), time.perf_counter()
-    runs = (QUICK if given.quick else Path("runs")) / "word-problems"
+    runs = folder_of(given) / ("word-problems" if given.quick or given.output else "runs/word-problems")
     figures = {fold: run_fold(given.data, fold, folder=runs / f"fold{fold}", quick=given.quick) for fold in given.folds}
     pooled = Score(sum(found["hits"] for found in figures.values()), sum(found["n"] for found in figures.values()))
     rows = [

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot as plt
 
-from benchmarks import identity_start, leak, paper_step, store_dtypes, training_speed
+from benchmarks import identity_start, leak, paper_step, source_bits, store_dtypes, training_speed, word_problems
 from benchmarks.results import BEGIN, END, parser, publish
 
-GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
+DATA = Path(__file__).parents[2] / "shared" / "data"
+GSM8K, WORD_PROBLEMS = DATA / "gsm8k" / "train.jsonl", DATA / "math_word_problems"
 
 
 def test_only_the_wiring_that_reads_the_future_falls_below_the_entropy_and_only_while_it_reads(
@@ -102,3 +103,26 @@ def test_every_number_type_of_the_store_is_trained_on_and_int8_takes_about_a_qua
     assert found["float32"]["loss_nats"] == pytest.approx(found["memory"]["loss_nats"], abs=1e-4)
     assert found["int8"]["megabytes"] < 0.3 * found["float32"]["megabytes"]
     assert "int8" in (tmp_path / "docs" / "store-dtypes.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_source_in_fewer_bits_takes_less_and_stays_near(default_source, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    source_bits.main(["--quick", "--output", str(tmp_path)])
+    found = json.loads((tmp_path / "benchmarks" / "source_bits.json").read_text())["findings"]
+    whole, eight, four = found
+    assert [one["kind"] for one in found] == ["whole", "8bit", "4bit"]
+    assert four["megabytes"] < eight["megabytes"] < 0.5 * whole["megabytes"]
+    assert whole["nearness"] == pytest.approx(1) and eight["nearness"] > 0.99 and four["nearness"] > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not WORD_PROBLEMS.is_dir(), reason="the word problems do not lie beside the project")
+def test_folds_of_word_problems_are_trained_once_and_pooled(default_source, tmp_path):
+    run = [str(WORD_PROBLEMS), "--quick", "--folds", "0", "1", "--output", str(tmp_path)]
+    word_problems.main(run)
+    first = (tmp_path / "word-problems" / "fold0" / "result.json").stat().st_mtime_ns
+    word_problems.main(run)
+    assert (tmp_path / "word-problems" / "fold0" / "result.json").stat().st_mtime_ns == first
+    results = json.loads((tmp_path / "benchmarks" / "word_problems.json").read_text())
+    assert [found["n"] for found in results["folds"].values()] == [8, 8]
