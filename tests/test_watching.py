@@ -43,7 +43,7 @@ def test_rows_sum_to_one_are_zero_where_nothing_is_visible_and_gates_lie_between
     visible = (readable[:, None, :] & (columns <= columns[:, None]))[:, -num_last:]
     for reading in readings:
         assert reading.gates.shape == (BATCH, num_last, D_GENERATOR)
-        assert (reading.gates > 0).all() and (reading.gates < 1).all()
+        assert (reading.gates >= 0).all() and (reading.gates <= 1).all()  # in fp32 a far open one is 1
         allowed = visible[..., : reading.attention.shape[-1]]
         assert not visible[..., reading.attention.shape[-1] :].any()
         assert reading.attention.shape[:3] == (BATCH, HEADS, num_last)
