@@ -186,14 +186,16 @@ def time_to_first_token(
 
 
 @torch.no_grad()
-def time_of_naive_loop(model: CombinedModel, places: Sequence[int], prompt_len: int) -> list[list[float]]:
+def time_of_naive_loop(
+    model: CombinedModel, places: Sequence[int], prompt_len: int, *, batch: int = 1, repeats: int = REPEATS
+) -> list[list[float]]:
     """Seconds per token of the published code's loop, which computes source, pair and all logits anew for each."""
     found = []
     for place in places:
-        ids = torch.full((1, prompt_len + place), 3)
-        is_prompt = (torch.arange(ids.shape[1]) < prompt_len)[None]
+        ids = torch.full((batch, prompt_len + place), 3)
+        is_prompt = (torch.arange(ids.shape[1]) < prompt_len).expand_as(ids)
         seconds = []
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             start = time.perf_counter()
             model(ids, prompt_mask=is_prompt, use_cache=False).logits[:, -1].argmax(-1)
             seconds.append(time.perf_counter() - start)
@@ -248,6 +250,12 @@ def paper_stage(*, small: bool) -> Stage:
         "causal": _pair(source, shapes["generator"], visibility="causal"),
     }
     return Stage("paper", source, pairs, _alone(pairs["causal"], source), {})
+
+
+def published_pair(stage: Stage) -> CombinedModel:
+    """The stage's generator wired as published, its head included."""
+    generator = stage.pairs["prompt"].config.generator
+    return _pair(stage.source, generator, visibility="bidirectional", head="new")
 
 
 def _pair(source: Source, generator, **choices) -> CombinedModel:

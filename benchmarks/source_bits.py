@@ -14,8 +14,9 @@ from torch import Tensor
 
 from benchmarks.results import RECIPES, parser, publish, table
 from benchmarks.store_dtypes import SEED, SMALL, TEST_SEED, Size, loss_on, problems_of
-from benchmarks.training import example_batches, train_
+from benchmarks.training import train_
 from llm_modules import Source
+from llm_modules.compare.loop import example_batches
 from llm_modules.data.dataset import Collator, padding_id
 from llm_modules.data.templates import with_template
 from llm_modules.features import with_knowledge

@@ -1,5 +1,6 @@
 """The benchmarks that the docs cite run, and at a small size already show what they are there to show."""
 
+import importlib
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,11 @@ from benchmarks.results import BEGIN, END, parser, publish
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 GSM8K, WORD_PROBLEMS = DATA / "gsm8k" / "train.jsonl", DATA / "math_word_problems"
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py")), ids=lambda f: f.stem)
+def test_every_benchmark_finds_what_it_imports(file):
+    importlib.import_module(f"benchmarks.{file.stem}")
 
 
 def test_only_the_wiring_that_reads_the_future_falls_below_the_entropy_and_only_while_it_reads(
