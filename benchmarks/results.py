@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import transformers
 from matplotlib.figure import Figure
 
 from llm_modules.files import write_text
+from llm_modules.machine import machine
 from llm_modules.plots import GREY, INK, save_figure
 
 ROOT = Path(__file__).parents[1]
@@ -75,15 +75,15 @@ def publish(
     folder = folder_of(given)
     minutes = (time.perf_counter() - started) / 60
     command += " --quick" * given.quick
-    machine = {
-        "cpu": _cpu(),
+    measured_on = {
+        "cpu": machine()["cpu"],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
     caption = (
-        f"`{command}`, seed {results['seed']}, {minutes:.1f} minutes on {machine['cpu']}, {machine['threads']} "
-        f"threads, no GPU; torch {machine['torch']}, fp32."
+        f"`{command}`, seed {results['seed']}, {minutes:.1f} minutes on {measured_on['cpu']}, {measured_on['threads']} "
+        f"threads, no GPU; torch {measured_on['torch']}, fp32."
     )
     text = f"{measured}\n\n{caption}"
     print(f"\n{text}\n")
@@ -96,7 +96,7 @@ def publish(
         save_figure(figure, picture)
         written.append(f"picture: {picture}")
     figures = folder / "benchmarks" / f"{(block or name).replace('-', '_')}.json"
-    whole = {"command": command, "minutes": round(minutes, 1), "machine": machine, **results}
+    whole = {"command": command, "minutes": round(minutes, 1), "machine": measured_on, **results}
     write_text(figures, json.dumps(whole, indent=1) + "\n")
     print("\n".join([*written, f"figures: {figures}"]))
 
@@ -113,11 +113,3 @@ def with_block(page: str, text: str, *, block: str | None = None) -> str:
 def marked(marker: str, block: str) -> str:
     """A marker that carries the name of one block."""
     return marker.replace("<!-- ", f"<!-- {block}: ")
-
-
-def _cpu() -> str:
-    """The processor's name, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return named or platform.machine()

@@ -30,7 +30,7 @@ def run_fold(data: Path, fold: int, *, folder: Path, quick: bool) -> dict:
     changes += ["training.resume=auto", *(["data.num_examples=8"] if quick else [])]
     settings = load_settings(RECIPES / "math-word-problems.yaml", changes)
     started = time.perf_counter()
-    model, tokenizer = load_trained(train(settings, command=[]))
+    model, tokenizer = load_trained(train(settings))
     trained = time.perf_counter()
     task = get_task(TASK, data=data / f"asdiv_fold{fold}_dev.csv")
     found = evaluate(

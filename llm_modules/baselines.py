@@ -108,9 +108,7 @@ class GeneratorAlone(nn.Module):
         num_items_in_batch: Tensor | int | None = None,
     ) -> CausalLMOutputWithPast:
         """Loss at the labels; `[batch, length]` inputs as for the pair."""
-        states = self.model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+        states = self._states(input_ids, attention_mask)
         if labels is None:
             return CausalLMOutputWithPast(logits=self._read_out(states).logits())
         predicts, targets = label_rows(labels)
@@ -122,6 +120,12 @@ class GeneratorAlone(nn.Module):
     def generate(self, *args, **kwargs) -> Tensor:
         """As transformers' `generate`."""
         return self.model.generate(*args, **kwargs)
+
+    def _states(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """What the output matrix reads, `[batch, length, d]`."""
+        return self.model.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
 
     def _read_out(self, states: Tensor, words: Tensor | None = None) -> Readout:
         matrix = self.model.get_output_embeddings().weight

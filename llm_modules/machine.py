@@ -1,7 +1,9 @@
-"""What figures were measured on."""
+"""What figures were measured on, and how much memory they took."""
 
 import os
 import platform
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -21,6 +23,16 @@ def machine() -> dict:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
+
+
+def peak_gb() -> float:
+    """Largest resident memory of this process so far, in GB; where the system says so, without its parent's."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _memory_gb() -> float:

@@ -1,11 +1,17 @@
 """What all reports share: tables of figures, and templates that no text of a model can break."""
 
+import base64
 import re
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+WIDTH = 110
+"""Columns of a terminal that reports are laid out for."""
 
 
 @dataclass(frozen=True)
@@ -59,3 +65,14 @@ def templates(filters: Mapping[str, Callable] | None = None) -> Environment:
 def escape_markdown(text: str) -> str:
     """Text for a Markdown table cell in which nothing is markup: no column, tag, link, emphasis or formula begins."""
     return re.sub(r"([\\`*_\[\]<>|~!&$:@])", r"\\\1", " ".join(text.split()))
+
+
+def embedded(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Pictures of a folder as a page holds them: name to base64."""
+    return {name: base64.b64encode((folder / name).read_bytes()).decode() for name in names}
+
+
+def bullets(sentences: Iterable[str]) -> str:
+    """Sentences for a terminal, an item each."""
+    fill = textwrap.TextWrapper(WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False).fill
+    return "\n".join(map(fill, sentences))

@@ -1,16 +1,13 @@
 """The report of a probe: one set of tables, printed, as a web page and as Markdown."""
 
-import base64
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llm_modules.files import write_text
-from llm_modules.pages import Cell, Table, share, templates
+from llm_modules.pages import Cell, Table, bullets, embedded, share, templates
 from llm_modules.plots import interval_figure, save_figure
 
-WIDTH = 110
 WORDS = {
     "more than as trained": "how much higher the loss of the right answers is under the control, problem by problem; "
     "an interval that does not hold 0 shows that the pair lives by what was taken",
@@ -77,8 +74,7 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
 
 def summary(results: Mapping[str, Any]) -> str:
     """Tables and sentences, as plain text."""
-    fill = textwrap.TextWrapper(WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False).fill
-    return "\n\n".join([*(table.plain() for table in tables(results)), "\n".join(map(fill, sentences(results)))])
+    return "\n\n".join([*(table.plain() for table in tables(results)), bullets(sentences(results))])
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:
@@ -107,7 +103,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
         "words": WORDS,
         "pictures": pictures,
     }
-    images = {name: base64.b64encode((folder / name).read_bytes()).decode() for name in pictures}
+    images = embedded(folder, pictures)
     environment = templates()
     page = folder / "probe.html"
     write_text(page, environment.get_template("probe.html.jinja").render(contents, images=images))

@@ -1,20 +1,17 @@
 """The demo's report: one set of tables and sentences, printed, as a web page and as Markdown."""
 
-import base64
-import textwrap
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 from llm_modules.files import write_text
-from llm_modules.pages import Cell, Table, templates
+from llm_modules.pages import Cell, Table, bullets, embedded, templates
 from llm_modules.plots import NAMES
 from llm_modules.tasks import stratos
 from llm_modules.verdicts import ACCURACY_BAR, FORM_BAR, SPEED_BAR, Results, beside, findings, percent, verdicts
 
 __all__ = ["summary", "verdicts", "write_report"]
 
-WIDTH = 110
 """Columns of the printed summary."""
 GIST_LENGTH = 100
 """Characters of an answer that are shown without asking for more."""
@@ -81,7 +78,7 @@ def write_report(results: Results, folder: Path) -> tuple[Path, Path]:
         "words": WORDS,
         "pictures": PICTURES,
     }
-    images = {name: base64.b64encode((folder / name).read_bytes()).decode() for name in PICTURES}
+    images = embedded(folder, PICTURES)
     html, markdown = folder / "report.html", folder / "report.md"
     write_text(html, environment.get_template("report.html.jinja").render(contents, images=images))
     write_text(markdown, environment.get_template("report.md.jinja").render(contents))
@@ -182,5 +179,4 @@ def _accuracy(share: float, interval: Sequence[float], bar: Fraction | None = No
 
 
 def _paragraphs(title: str, sentences: Sequence[str]) -> str:
-    fill = textwrap.TextWrapper(WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False).fill
-    return "\n".join([title, *(map(fill, sentences or ["nothing"]))])
+    return f"{title}\n{bullets(sentences or ['nothing'])}"

@@ -107,10 +107,13 @@ def tokenizer_of(name: str, *, revision: str | None = None) -> PreTrainedTokeniz
         return None
 
 
+OF_SOURCE = frozenset({"pretrained", "source", "source_revision", "source_dtype", "source_quantization"})
+"""Model settings that say which weights are there and how they are held; a shape does not tell them."""
+
+
 def choices_of(settings: ModelSettings) -> dict[str, Any]:
     """The choices that join source and generator, as [`CombinedConfig`] takes them."""
-    parts = {"pretrained", "source", "source_revision", "source_dtype", "source_quantization", "generator"}
-    return settings.model_dump(exclude=parts)
+    return settings.model_dump(exclude={*OF_SOURCE, "generator"})
 
 
 def skeleton(settings: ModelSettings, *, report: Callable[[str], object] = print) -> Skeleton:

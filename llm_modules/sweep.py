@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from llm_modules.errors import UserError
 from llm_modules.settings import ModelSettings, nearest_key, parse_override
-from llm_modules.shapes import skeleton
+from llm_modules.shapes import OF_SOURCE, skeleton
 from llm_modules.sweep_file import Run, Sweep
 from llm_modules.sweep_report import summary, write_report
 from llm_modules.sweep_run import INTERRUPTED, Order, carry_out, clear, problems_of, record, settings_of
@@ -146,9 +146,7 @@ def check_models(found: Sweep) -> None:
 
 def _resolved(model: ModelSettings) -> str:
     """All choices of a model, what is left to defaults worked out."""
-    parts = {"pretrained", "source", "source_revision", "source_dtype"}
-    if isinstance(model.generator, str):  # pretrained weights, which a shape does not tell
-        parts.add("generator")
+    parts = {*OF_SOURCE, *(["generator"] if isinstance(model.generator, str) else [])}  # pretrained: a name too
     config = skeleton(model, report=lambda _: None).model.config
     return json.dumps([model.model_dump(include=parts), config.to_dict()], sort_keys=True, default=str)
 

@@ -1,8 +1,6 @@
 """The report of a sweep: one table and one picture, as a web page, Markdown and JSON."""
 
-import base64
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -13,11 +11,10 @@ import numpy as np
 from llm_modules.bootstrap import bootstrap
 from llm_modules.evaluation import Score
 from llm_modules.files import write_text
-from llm_modules.pages import Cell, Table, share, templates
+from llm_modules.pages import Cell, Table, bullets, embedded, share, templates
 from llm_modules.plots import interval_figure, save_figure
 from llm_modules.sweep_file import BASE, Sweep
 
-WIDTH = 110
 PICTURE = "points.png"
 WORDS = {
     "point": "one setting of what is swept; all else is as in the base",
@@ -119,8 +116,7 @@ def sentences(found: Sweep, figures: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def summary(found: Sweep, figures: Sequence[Mapping[str, Any]]) -> str:
     """Table and sentences, as plain text."""
-    fill = textwrap.TextWrapper(WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False).fill
-    return "\n\n".join([table(found, figures).plain(), "\n".join(map(fill, sentences(found, figures)))])
+    return "\n\n".join([table(found, figures).plain(), bullets(sentences(found, figures))])
 
 
 def write_report(found: Sweep, figures: Sequence[Mapping[str, Any]], folder: Path) -> Path:
@@ -148,7 +144,7 @@ def write_report(found: Sweep, figures: Sequence[Mapping[str, Any]], folder: Pat
             dots={row["point"]: list(row["seeds"].values()) for row in lines if len(row["seeds"]) > 1},
         )
         save_figure(figure, folder / PICTURE)
-        images[PICTURE] = base64.b64encode((folder / PICTURE).read_bytes()).decode()
+        images = embedded(folder, [PICTURE])
     contents = {
         "name": found.path.stem,
         "table": table(found, figures),

@@ -7,7 +7,6 @@ its peak of memory is its own.
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 from llm_modules.errors import UserError
 from llm_modules.examination import ask
 from llm_modules.files import write_text
+from llm_modules.machine import peak_gb
 from llm_modules.settings import Settings
 from llm_modules.sweep_file import Judging
 from llm_modules.tasks import Problem, Task, get_task
@@ -126,7 +126,7 @@ def _measure(order: Order) -> dict[str, Any]:
         "train_cpu_s": train_cpu_s,
         "run_s": time.perf_counter() - start,
         "resumed": resumed,
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gb": peak_gb(),
     }
 
 

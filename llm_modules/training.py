@@ -68,24 +68,31 @@ def build_model(settings: ModelSettings, *, seed: int, tables_only: bool = False
         tables_only: Leave the source's body out, where what it says is kept elsewhere (not for a `pretrained` pair).
     """
     set_seed(seed)
-    dtype = getattr(torch, settings.source_dtype)
     if settings.pretrained is not None:
         elsewhere = settings.source if "source" in settings.model_fields_set else None
+        dtype = getattr(torch, settings.source_dtype)
         return CombinedModel.from_pretrained(settings.pretrained, source=elsewhere, source_dtype=dtype)
+    source = load_source(settings, tables_only=tables_only)
+    return CombinedModel.from_modules(source, settings.generator, **choices_of(settings))
+
+
+def load_source(settings: ModelSettings, *, tables_only: bool = False) -> Source:
+    """The source that settings name, held as they say; one that is loaded already is taken as it is.
+
+    Raises:
+        UserError: If they name none, or it cannot be loaded.
+    """
     source: SourceLike | None = settings.source
     if source is None:
         raise UserError("model.source is null; a pair needs one: name it")
+    how: dict[str, Any] = {
+        "revision": settings.source_revision,
+        "dtype": getattr(torch, settings.source_dtype),
+        "quantization": settings.source_quantization,
+    }
     if tables_only and isinstance(source, str):
-        how = {"dtype": dtype, "quantization": settings.source_quantization, "tables_only": True}
-        source = Source.load(source, revision=settings.source_revision, **how)
-    return CombinedModel.from_modules(
-        source,
-        settings.generator,
-        source_revision=settings.source_revision,
-        source_dtype=dtype,
-        source_quantization=settings.source_quantization,
-        **choices_of(settings),
-    )
+        return Source.load(source, tables_only=True, **how)
+    return Source.of(source, **how)
 
 
 def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> TrainingData:

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import pytest
 
 from llm_modules.evaluation import Score
-from llm_modules.pages import escape_markdown
+from llm_modules.pages import WIDTH, escape_markdown
 from llm_modules.plots import accuracy_figure, loss_figure, save_figure
-from llm_modules.report import GIST_LENGTH, PICTURES, WIDTH, gist, summary, verdicts, write_report
+from llm_modules.report import GIST_LENGTH, PICTURES, gist, summary, verdicts, write_report
 from llm_modules.tasks import stratos
 from llm_modules.verdicts import beside, findings, percent
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from llm_modules.bootstrap import bootstrap
 from llm_modules.cli import app
 from llm_modules.evaluation import Score
+from llm_modules.sweep import check_models
 from llm_modules.sweep_file import load_sweep
 from llm_modules.sweep_report import rows, sentences, summary, table
 from tests.conftest import tiny_source_config, tiny_tokenizer
@@ -193,6 +194,13 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(write_sweep, tmp_path):
     assert process.returncode == 130, errors
     assert f"to go on: llm-modules sweep {sweep} --out {tmp_path / 'out'}" in said and "Traceback" not in errors
     assert [*tmp_path.glob("out/runs/base-*/checkpoints/checkpoint-*")] and not [*tmp_path.glob("out/runs/*.json")]
+
+
+def test_ways_to_hold_the_source_are_different_points(write_sweep, tmp_path):
+    ways = {"model.source_quantization": ["8bit", "4bit"], "model.source_dtype": ["bfloat16"]}
+    found = load_sweep(write_sweep(tmp_path / "sweep.yaml", factors=ways))
+    check_models(found)
+    assert len(found.points) == 4
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from llm_modules.baselines import GeneratorAlone
@@ -25,6 +24,7 @@ from llm_modules.loading import load_causal_lm
 from llm_modules.modeling import CombinedModel
 from llm_modules.shapes import choices_of, skeleton
 from llm_modules.source import Source
+from llm_modules.training import load_source
 
 SHARE_OF_LEAKY = 10  # the published wiring decodes without a cache: it answers one test problem in so many,
 LEAST_OF_LEAKY = 4  # and no fewer than these
@@ -65,10 +65,7 @@ def competitor(name: str, problems: Problems, *, models: Path, seed: int) -> Com
 
 
 def _source(problems: Problems) -> Source:
-    model = problems.plan.settings.model
-    dtype = getattr(torch, model.source_dtype)
-    how = {"dtype": dtype, "quantization": model.source_quantization}
-    return Source.load(str(model.source), revision=model.source_revision, **how)
+    return load_source(problems.plan.settings.model)
 
 
 def _pair(problems: Problems, **changes: Any) -> Trained:

@@ -45,9 +45,7 @@ class Distilled(GeneratorAlone):
         """As `GeneratorAlone.forward`; `knowledge` holds the teacher's final states `[batch, length, 1, D]`."""
         if labels is None or knowledge is None:
             return super().forward(input_ids, attention_mask, labels, prompt_mask, loss_vocabulary, num_items_in_batch)
-        states = self.model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+        states = self._states(input_ids, attention_mask)
         predicts, targets = label_rows(labels)
         taught = knowledge.states[:, :, -1][predicts].to(states.dtype)
         loss = _mixed_loss(self, states[predicts], taught, targets, loss_vocabulary)
@@ -58,12 +56,11 @@ def _mixed_loss(
     model: Distilled, rows: Tensor, taught: Tensor, targets: Tensor, vocabulary: LossVocabulary | None
 ) -> Tensor:
     """The loss of a `Distilled`, summed over rows, few rows' logits at a time."""
-    words = None if vocabulary is None else vocabulary.words.to(rows.device)
-    log_weights = 0.0 if vocabulary is None else vocabulary.log_weights.to(rows.device)
+    words, log_weights = None, torch.zeros((), device=rows.device)
     if vocabulary is not None:
-        targets = vocabulary.to(rows.device).positions(targets)
-    matrix = model.model.get_output_embeddings().weight
-    matrix = matrix if words is None else matrix[words]
+        vocabulary = vocabulary.to(rows.device)
+        words, log_weights, targets = vocabulary.words, vocabulary.log_weights, vocabulary.positions(targets)
+    matrix = model._read_out(rows, words).matrix
 
     def part(rows: Tensor, taught: Tensor, wanted: Tensor) -> Tensor:
         said = (Readout(rows, matrix).logits() + log_weights).log_softmax(-1)

@@ -78,7 +78,7 @@ def train_within_(
     with tqdm(total=1.0, desc=label, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}") as progress:
         while True:
             with meter.timed():
-                inputs = {name: value.to(device) for name, value in next(batches).items()}
+                inputs = moved(next(batches), device)
                 tokens = inputs["input_ids"].numel()
                 if foreseen is None:
                     foreseen = cost_per_token.times(tokens).of(meter.budget)
@@ -148,6 +148,11 @@ def example_batches(
                     words, num_random=settings.sampled_words, vocab_size=vocab_size, generator=numbers
                 )
             yield inputs
+
+
+def moved(inputs: Inputs, device: torch.device) -> Inputs:
+    """Arguments of `forward` on a device."""
+    return {name: value.to(device) for name, value in inputs.items()}
 
 
 def with_given_knowledge(batch: Inputs) -> Inputs:

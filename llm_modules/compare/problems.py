@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llm_modules.compare.plan import TEST_SEED, Plan
 from llm_modules.data.dataset import split
-from llm_modules.data.overlap import mark
+from llm_modules.data.overlap import mark, standing_in
 from llm_modules.data.templates import encode_prompt, with_template
 from llm_modules.errors import UserError
 from llm_modules.shapes import shape_of, tokenizer_of
@@ -97,7 +97,7 @@ class Problems:
         """
         seen = {mark(example.prompt_ids) for example in [*data.training, *data.validation]}
         prompts = [encode_prompt(problem.messages()[:1], self.tokenizer) for problem in self.test]
-        shared = [number for number, prompt in enumerate(prompts, start=1) if mark(prompt) in seen]
+        shared = standing_in(seen, prompts)
         if shared:
             raise UserError(
                 f"{len(shared)} of {len(prompts)} test problems stand in the training data too (the first is number "

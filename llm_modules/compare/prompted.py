@@ -15,8 +15,8 @@ from llm_modules.features import Reading, batches
 from llm_modules.few_shot import encode_either, write_prompted
 from llm_modules.loss import cross_entropy
 from llm_modules.prefix import common_prefix
-from llm_modules.source import Source
 from llm_modules.tasks import Problem
+from llm_modules.training import load_source
 from llm_modules.writing import Writing
 
 NUM_SHOTS = 3  # where the task does not say how many suit
@@ -42,9 +42,7 @@ class Prompted(Competitor):
 
     def __init__(self, problems: Problems, form: tuple[int, str] | None):
         self.problems, self.form = problems, form
-        model = problems.plan.settings.model
-        dtype = getattr(torch, model.source_dtype)
-        self.source = Source.load(str(model.source), revision=model.source_revision, dtype=dtype)
+        self.source = load_source(problems.plan.settings.model)
 
     @classmethod
     def few_shot(cls, problems: Problems) -> "Prompted":

@@ -1,7 +1,5 @@
 """The report of a comparison: one set of tables and sentences, printed, as a web page and as Markdown."""
 
-import base64
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +9,9 @@ from llm_modules.compare.pictures import write_pictures
 from llm_modules.compare.rows import BY_NAME, PAIR
 from llm_modules.compare.trained import TRIAL_SHARE
 from llm_modules.files import write_text
-from llm_modules.pages import Cell, Table, templates
+from llm_modules.pages import Cell, Table, bullets, embedded, templates
 from llm_modules.report import gist
 
-WIDTH = 110
 WORDS = {
     "exact match": "the share of held-out problems whose final answer is right, with Wilson’s 95% interval",
     "more than the pair": "difference of exact match on the same problems, with the interval that drawing the problems "
@@ -120,8 +117,7 @@ def fairness(results: Mapping[str, Any]) -> str:
 
 def summary(results: Mapping[str, Any]) -> str:
     """Tables and sentences, as plain text."""
-    fill = textwrap.TextWrapper(WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False).fill
-    said = "\n".join(map(fill, [fairness(results), *sentences(results)]))
+    said = bullets([fairness(results), *sentences(results)])
     return "\n\n".join([*(table.plain() for table in tables(results)), said])
 
 
@@ -141,7 +137,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
         "rows": {row["label"]: BY_NAME[row["row"]].meaning for row in results["figures"] if not row["given"]},
         "pictures": pictures,
     }
-    images = {name: base64.b64encode((folder / name).read_bytes()).decode() for name in pictures}
+    images = embedded(folder, pictures)
     environment = templates({"gist": gist})
     page = folder / "compare.html"
     write_text(page, environment.get_template("compare.html.jinja").render(contents, images=images))

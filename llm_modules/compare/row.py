@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from llm_modules.compare.rows import BY_NAME
 from llm_modules.errors import UserError
 from llm_modules.evaluation import judge
 from llm_modules.files import write_text
+from llm_modules.machine import peak_gb
 
 
 def row_file(folder: Path, name: str, seed: int) -> Path:
@@ -73,16 +73,6 @@ def run_row(folder: Path, name: str, *, number: int) -> dict[str, Any]:
     }
     write_text(file, json.dumps(found, ensure_ascii=False))
     return found
-
-
-def peak_gb() -> float:
-    """Largest resident memory of this process so far, in GB; where the system says so, without its parent's."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def main() -> None:

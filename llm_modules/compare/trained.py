@@ -14,7 +14,7 @@ from llm_modules.compare.budget import Budget, Cost, Meter
 from llm_modules.compare.competitor import Competitor, Fit, Losses
 from llm_modules.compare.counting import counted
 from llm_modules.compare.distillation import Distilled
-from llm_modules.compare.loop import Run, example_batches, train_within_
+from llm_modules.compare.loop import Run, example_batches, moved, train_within_
 from llm_modules.compare.problems import Problems
 from llm_modules.compare.reading import READING_SHARE, read_within
 from llm_modules.data.dataset import Collator, padding_id
@@ -158,8 +158,8 @@ class Trained(Competitor):
             reading_cost = counted(lambda: reading(texts)).times(1 / (len(texts) * max(map(len, texts))))
             examples = [replace(one, knowledge=states) for one, states in zip(examples, reading(texts), strict=True)]
         small = settings.model_copy(update={"batch_size": NUM_COUNTED, "tokens_per_batch": None})
-        inputs = next(example_batches(self.model, examples, small, self.tokenizer, loss_on=data.loss_on))
-        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
+        batches = example_batches(self.model, examples, small, self.tokenizer, loss_on=data.loss_on)
+        inputs = moved(next(batches), self.model.device)
         self.model.train()
         cost = counted(lambda: self.model(**inputs).loss.backward())
         self.model.zero_grad()
@@ -234,11 +234,7 @@ class Trained(Competitor):
     def _loss(self, example: Example) -> float:
         """In nats, summed over the response."""
         inputs = Collator(padding_id(self.tokenizer, vocab_size=self.vocab_size))([example])
-        return float(
-            self.model(
-                **{name: value.to(self.model.device) for name, value in inputs.items()}, num_items_in_batch=1
-            ).loss
-        )
+        return float(self.model(**moved(inputs, self.model.device), num_items_in_batch=1).loss)
 
 
 def _at_rate(settings: TrainingSettings, rate: float) -> TrainingSettings:

@@ -1,7 +1,7 @@
 """Find what stands in training and in testing at once: right answers to it show memory, not skill."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from llm_modules.data.templates import Example
@@ -15,6 +15,11 @@ FILE = "trained_on.txt"
 def mark(ids: Sequence[int]) -> str:
     """What a row of token ids is recognised by, 16 hexadecimal digits."""
     return hashlib.blake2b(b"".join(token.to_bytes(4) for token in ids), digest_size=8).hexdigest()
+
+
+def standing_in(seen: Collection[str], rows: Iterable[Sequence[int]]) -> list[int]:
+    """Which rows, counted from 1, have a mark among these."""
+    return [number for number, row in enumerate(rows, start=1) if mark(row) in seen]
 
 
 def remember_prompts(folder: Path, examples: Iterable[Example]) -> None:
@@ -31,7 +36,7 @@ def refuse_shared_examples(training: Iterable[Example], validation: Sequence[Exa
         UserError: There are some; the message counts them.
     """
     seen = {mark(example.input_ids) for example in training}
-    shared = [number for number, example in enumerate(validation, start=1) if mark(example.input_ids) in seen]
+    shared = standing_in(seen, [example.input_ids for example in validation])
     if shared:
         raise UserError(
             f"{len(shared)} of {len(validation)} validation examples are training examples too (the first is number "
@@ -53,7 +58,7 @@ def refuse_trained_prompts(folder: Path, prompts: Sequence[Sequence[int]]) -> No
         seen = set((folder / FILE).read_text(encoding="utf-8").split())
     except FileNotFoundError:  # trained elsewhere, or not by `llm-modules train`
         return
-    shared = [number for number, prompt in enumerate(prompts, start=1) if mark(prompt) in seen]
+    shared = standing_in(seen, prompts)
     if shared:
         raise UserError(
             f"{folder} was trained on {len(shared)} of these {len(prompts)} problems (the first is number "
