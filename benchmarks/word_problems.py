@@ -18,6 +18,7 @@ from llm_modules.tasks import get_task
 from llm_modules.training import train
 
 TASK, NUM_FOLDS, MAX_NEW_TOKENS = "math-word-problems", 5, 24
+AS_MEASURED = ["data.variations=false", "training.num_epochs=12"]  # variations are for files with irrelevant numbers
 PUBLISHED = {"LSTM seq2seq with RoBERTa": 76.9, "GTS with RoBERTa": 81.2, "Graph2Tree with RoBERTa": 82.2}
 
 
@@ -27,7 +28,7 @@ def run_fold(data: Path, fold: int, *, folder: Path, quick: bool) -> dict:
     if done.is_file():
         return json.loads(done.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     changes = [f"data.train_file={data}/asdiv_fold{fold}_train.csv", f"training.output_dir={folder}"]
-    changes += ["training.resume=auto", *(["data.num_examples=8"] if quick else [])]
+    changes += ["training.resume=auto", *AS_MEASURED, *(["data.num_examples=8"] if quick else [])]
     settings = load_settings(RECIPES / "math-word-problems.yaml", changes)
     started = time.perf_counter()
     model, tokenizer = load_trained(train(settings))

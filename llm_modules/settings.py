@@ -157,6 +157,11 @@ class DataSettings(Section):
     num_examples: AtLeastOne | None = Field(
         None, description="Examples to generate (task) or conversations to draw by seed (train_file); null is all."
     )
+    variations: bool = Field(
+        False,
+        description="Beside each training problem of `math-word-problems` a variation: with a number that does not "
+        "matter, or asked about something else.",
+    )
     template: Literal["chat", "plain"] = Field(
         "chat", description="The tokenizer's chat template, or the published `plain` form."
     )
@@ -183,6 +188,8 @@ class DataSettings(Section):
         if self.task not in FILE_TASKS and (self.task is None) == (self.train_file is None):
             given = "both are given" if self.task else "neither is given"
             raise ValueError(f"give exactly one of task and train_file; {given}")
+        if self.variations and self.task != "math-word-problems":
+            raise ValueError("variations are made of the task math-word-problems alone; leave them out")
         if self.validation_file and self.train_file is None:
             raise ValueError("validation_file goes with train_file; a task makes its own validation data")
         return self

@@ -37,6 +37,7 @@ from llm_modules.shapes import choices_of
 from llm_modules.source import Source, SourceLike
 from llm_modules.store.training import StoreCollator, store_for
 from llm_modules.tasks import get_task
+from llm_modules.tasks.variations import varied
 from llm_modules.trainer import CombinedTrainer, StopOnInterrupt, training_batches
 
 MAX_KNOWLEDGE_BYTES = 2 * 2**30  # knowledge of a larger training set is read in every step instead of kept
@@ -106,6 +107,8 @@ def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, voc
         parts = conversations, _conversations(settings, settings.validation_file, num_examples=None)
     else:
         parts = split(conversations, settings.validation_fraction, settings.seed)
+    if settings.variations:
+        parts = [*parts[0], *varied(parts[0], seed=settings.seed)], parts[1]
     encoded: list[list[Example]] = []
     for name, part in zip(("training", "validation"), parts, strict=True):
         if not part:

@@ -12,7 +12,7 @@ pytest.importorskip("periodictable")
 from llm_modules.tasks import get_task
 from llm_modules.tasks.answers import first_sentence, fold
 from llm_modules.tasks.base import Problem
-from llm_modules.tasks.facts import TASK, WORDINGS, is_held_out, load_facts
+from llm_modules.tasks.facts import TASK, WORDINGS, is_held_out, load_facts, of_fold
 
 
 def ask(kind: str, subject: str) -> Problem:
@@ -39,6 +39,15 @@ def test_no_training_subject_is_asked_in_the_test() -> None:
     trained = {problem.response for problem in TASK.train(seed=1)}
     assert trained.isdisjoint(problem.response for problem in TASK.test(seed=1))
     assert all(is_held_out(fact.subject) != (fact.problems()[0].response in trained) for fact in load_facts())
+
+
+def test_each_fact_is_asked_in_one_fold_and_its_subject_trained_on_in_the_others() -> None:
+    folds = [of_fold(number, 3) for number in range(3)]
+    asked = [{problem.response for problem in task.test(None, seed=0)} for task in folds]
+    trained = [{problem.response for problem in task.train(None, seed=0)} for task in folds]
+    assert sum(map(len, asked)) == len(set.union(*asked)) == len(load_facts())
+    assert all(one.isdisjoint(other) for one, other in zip(asked, trained, strict=True))
+    assert all(len(one | other) == len(load_facts()) for one, other in zip(asked, trained, strict=True))
 
 
 def test_the_split_does_not_depend_on_the_seed() -> None:

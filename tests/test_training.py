@@ -695,6 +695,18 @@ def test_number_of_examples_is_drawn_from_the_file(tmp_path):
     assert len(load(train_file=train_file, num_examples=5, validation_fraction=0).training) == 5
 
 
+def test_variations_are_made_of_the_training_problems_alone(tmp_path):
+    told = "jo had number0 w{0} . he lost number1 of them . how many w{0} are left ?,9 {0},- number0 number1,{1}"
+    rows = (told.format(lost, 9 - lost) for lost in range(2, 8))
+    train_file = tmp_path / "problems.csv"
+    train_file.write_text("\n".join(["Question,Numbers,Equation,Answer", *rows]))
+    settings = {"task": "math-word-problems", "train_file": str(train_file), "validation_fraction": 0.34}
+    plain, varied = load(**settings), load(**settings, variations=True)
+    ids = lambda examples: [example.input_ids for example in examples]  # noqa: E731
+    assert ids(varied.validation) == ids(plain.validation)
+    assert ids(varied.training[:4]) == ids(plain.training) and 4 < len(varied.training) <= 8
+
+
 def test_token_beyond_the_sources_vocabulary_is_refused(tmp_path):
     tokenizer = with_template(TOKENIZER, "chat")
     tokenizer.add_tokens([f"extra{index}" for index in range(30)])

@@ -42,7 +42,7 @@ def published():
 
 def test_numbers_stand_in_the_question_with_marks_by_size_and_the_response_is_an_equation_of_marks(table):
     (problem,) = table(ROW).train(seed=0)
-    assert problem.question == "Ann has 3 (B) boxes of 12 (A) pens and loses 2.5 (C) ."
+    assert problem.question == "ann has 3 (B) boxes of 12 (A) pens and loses 2.5 (C) ."
     assert problem.response == "A*B-C" and problem.answer == "33.5"
     assert problem.kind == "two steps"
 

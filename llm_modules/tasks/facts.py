@@ -4,7 +4,7 @@ import functools
 import hashlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
@@ -171,14 +171,28 @@ def load_facts() -> tuple[Fact, ...]:
 
 
 def is_held_out(subject: str) -> bool:
-    """Whether all facts about `subject` belong to the test: a fixed rule of its name, whatever the seed.
+    """Whether all facts about `subject` belong to the test: a fixed rule of its name, whatever the seed."""
+    return _place(subject) < HELD_OUT_SHARE["element" if subject in _elements() else "country"]
 
-    The last word before a hyphen decides, so that namesakes (both Koreas, all four Guineas) stay on one side.
+
+def of_fold(number: int, num_folds: int) -> "FactsTask":
+    """The task with another part of the subjects held out: each of them in exactly one of so many folds.
+
+    Args:
+        number: Which fold, from 0.
+        num_folds: How many there are.
+    """
+    return FactsTask(lambda subject: int(_place(subject) * num_folds) == number)
+
+
+def _place(subject: str) -> float:
+    """Where a subject stands from 0 to 1, evenly spread.
+
+    The last word before a hyphen decides, so that namesakes (both Koreas, all four Guineas) stay together.
     """
     family = subject.split("-")[0].split()[-1]
     digest = hashlib.sha256(family.casefold().encode()).digest()
-    share = HELD_OUT_SHARE["element" if subject in _elements() else "country"]
-    return int.from_bytes(digest[:8], "big") / 2**64 < share
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _countries() -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -258,11 +272,18 @@ def _fact_by_question() -> dict[str, Fact]:
 
 
 class FactsTask:
-    """Capital, continent and currency of countries, symbol and number of elements; see `is_held_out` for the split."""
+    """Capital, continent and currency of countries, symbol and number of elements.
+
+    Args:
+        held_out: Tells whether all facts about a subject belong to the test.
+    """
 
     name = "facts"
     kinds = tuple(WORDINGS)
     num_shots: int | None = 8  # what the pair can say is what the source knows
+
+    def __init__(self, held_out: Callable[[str], bool] = is_held_out):
+        self._is_held_out = held_out
 
     def train(self, num_examples: int | None = None, *, seed: int) -> list[Problem]:
         """Training subjects in every wording, shuffled; all of them where `num_examples` is None or too many."""
@@ -305,9 +326,8 @@ class FactsTask:
         form = re.fullmatch(rf"{re.escape(before)}[^\n]+?{re.escape(after)}", text.strip()) is not None
         return Verdict(correct=fact.is_named_by(first_sentence(text)), form=form)
 
-    @staticmethod
-    def _facts(*, held_out: bool) -> list[Fact]:
-        return [fact for fact in load_facts() if is_held_out(fact.subject) == held_out]
+    def _facts(self, *, held_out: bool) -> list[Fact]:
+        return [fact for fact in load_facts() if self._is_held_out(fact.subject) == held_out]
 
     def _first_wordings(self, kind: str, *, held_out: bool) -> list[Problem]:
         return [fact.problems()[0] for fact in self._facts(held_out=held_out) if fact.relation == kind]

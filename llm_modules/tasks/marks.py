@@ -48,6 +48,21 @@ def of(question: str) -> dict[str, str]:
     return {letter: number for number, letter in _MARKED.findall(question)}
 
 
+def renamed(question: str, expression: str) -> tuple[str, str] | None:
+    """A marked question and its equation with the marks by size again, after numbers came or went.
+
+    `None` where the equation names a number that the question no longer has.
+    """
+    numbers = of(question)
+    letters = dict(zip(sorted(numbers, key=lambda letter: -float(numbers[letter])), ascii_uppercase, strict=False))
+    if not set(re.findall(r"[A-Z]", expression)) <= set(letters):
+        return None
+    return (
+        _MARKED.sub(lambda found: f"{found[1]} ({letters[found[2]]})", question),
+        re.sub(r"[A-Z]", lambda letter: letters[letter[0]], expression),
+    )
+
+
 def fill(expression: str, numbers: Mapping[str, str]) -> str:
     """An expression with the numbers in place of their letters; two letters in a row stay two operands."""
     return re.sub(r"[A-Z]", lambda letter: f" {numbers.get(letter[0], letter[0])} ", expression)

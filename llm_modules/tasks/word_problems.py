@@ -32,7 +32,8 @@ class WordProblems(FileTask):
         )
         numbers = [tidy(number, where=where) for number in text_of(record, "Numbers", where=where).split()]
         letters = marks.by_size(numbers, where=where)
-        question = marks.put_in(question, numbers, letters, where=where)
+        # ASDiv and SVAMP are in lower case, MAWPS is not; a small model need not learn every word twice
+        question = marks.put_in(question.lower(), numbers, letters, where=where)
         expression = from_prefix(equation, letters, where=where)
         if evaluate(marks.fill(expression, dict(zip(letters, numbers, strict=True)))) is None:
             raise UserError(f"{where}: the equation {equation} has no value; correct it")
