@@ -30,6 +30,7 @@ PAIRS = {
         "training.optimizer=muon", "training.learning_rate_bridge=2e-3", "training.learning_rate_generator=2e-3",
     ],
 }  # fmt: skip
+ONCE = "pair, prompt"  # in the first fold alone: it trains longest, and is far behind
 FEW_SHOT = "source, few-shot"
 
 
@@ -44,6 +45,8 @@ def run_fold(number: int, num_folds: int, *, folder: Path, quick: bool) -> dict[
     write_text(training, "".join(f"{line}\n" for line in lines))
     found: dict[str, Evaluation] = {}
     for name, changes in PAIRS.items():
+        if name == ONCE and number:
+            continue
         settings = load_settings(
             RECIPES / "facts.yaml",
             [
@@ -72,6 +75,11 @@ def _commonest(task: FactsTask) -> dict[str, str]:
     return {kind: statistics.mode(one.answer for one in trained if one.kind == kind) for kind in task.kinds}
 
 
+def _pooled(folds: Sequence[dict], name: str, kind: str) -> Score:
+    """Over the folds in which it was asked."""
+    return Score(*map(sum, zip(*(fold[name][kind] for fold in folds if name in fold), strict=True)))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run every fold, print and publish."""
     options = parser("facts_folds", __doc__.partition("\n")[0])
@@ -82,16 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_fold(number, given.num_folds, folder=runs / f"{number}-of-{given.num_folds}", quick=given.quick)
         for number in range(given.num_folds)
     ]
-    pooled = {
-        name: {kind: Score(*map(sum, zip(*(fold[name][kind] for fold in folds), strict=True))) for kind in kinds}
-        for name, kinds in folds[0].items()
-    }
+    pooled = {name: {kind: _pooled(folds, name, kind) for kind in kinds} for name, kinds in folds[0].items()}
     rows = [[kind, *(str(pooled[name][kind]) for name in pooled)] for kind in pooled[FEW_SHOT]]
     sources = {kind: score.value or float("nan") for kind, score in pooled[FEW_SHOT].items()}
-    of_source = {name: {kind: pooled[name][kind].value / sources[kind] for kind in sources} for name in PAIRS}
+    causal = next(iter(PAIRS))
+    of_source = {kind: pooled[causal][kind].value / sources[kind] for kind in sources}
     for row in rows:
-        row.extend(f"{of_source[name][row[0]]:.2f}" for name in PAIRS)
-    head = ["relation", *pooled, *(f"{name} / few-shot" for name in PAIRS)]
+        row.append(f"{of_source[row[0]]:.2f}")
+    head = ["relation", *pooled, f"{causal} / few-shot"]
     publish(
         "evidence", given, command="python -m benchmarks.facts_folds", started=started, measured=table(head, rows),
         results={
