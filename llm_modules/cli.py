@@ -184,7 +184,10 @@ def generate(
 @app.command()
 @_plain_errors
 def chat(
-    model: Model,
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL...", help="Folders of trained models on one source.", show_default=False),
+    ],
     system: Annotated[str | None, typer.Option(help="System message before the conversation.")] = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
@@ -192,11 +195,12 @@ def chat(
     top_p: TopP = 0.98,
     seed: Seed = 0,
 ) -> None:
-    """Talk to a trained model; it keeps the conversation. /reset forgets it, /exit leaves."""
-    from llm_modules.chat import Conversation, Sampling, talk
+    """Talk to trained models and to the source they share; /help lists the commands, /exit leaves."""
+    from llm_modules.chat import Sampling
+    from llm_modules.terminal import chat as start_chat
 
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    talk(Conversation.load(model, sampling, system=system))
+    start_chat(models, sampling, system=system)
 
 
 @app.command()
