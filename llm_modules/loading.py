@@ -16,8 +16,8 @@ def load_trained(folder: str | Path, *, source: Source | None = None) -> tuple[A
     """A pair, or a language model of any other kind (a generator trained alone), ready to answer, and its tokenizer.
 
     Args:
-        folder: Where it is.
-        source: For a pair, the source that others already hold.
+        folder: What `llm-modules train` wrote.
+        source: For a pair, the source that others hold already; it must be the one the pair was trained with.
 
     Raises:
         UserError: If the folder holds no usable model or no tokenizer, or a pair on another source.
