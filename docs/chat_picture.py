@@ -34,7 +34,7 @@ THEME = TerminalTheme(
     ],
 )
 # rich's own form fetches its font from another host
-FORM = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">
+FORM = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">
 <style>
 .{unique_id}-matrix {{
   font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", "Liberation Mono", monospace;
@@ -64,9 +64,7 @@ def main(folders: list[str]) -> None:
         drawn = terminal.drawn()
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
     console.print(drawn)
-    Path(__file__).with_name("chat.svg").write_text(
-        console.export_svg(title="A session of llm-modules chat", theme=THEME, code_format=FORM, unique_id="chat")
-    )
+    Path(__file__).with_name("chat.svg").write_text(console.export_svg(theme=THEME, code_format=FORM, unique_id="chat"))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class Talk:
 
     def go(self, read: Read) -> None:
         """Answer what is read until it ends, or `/exit`."""
-        self.screen.remark(f"{self._who()} {HINT}")
+        self.screen.remark(f"{self._who()}\n{HINT}")
         while True:
             try:
                 line = read(f"\n{self.speaking}> ").strip()

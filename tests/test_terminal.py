@@ -85,7 +85,7 @@ def test_pipe_gets_answers_alone_and_remarks_stand_on_the_other_stream(folders):
     first, _, third = result.stdout.splitlines()
     assert len(first.split()) == 3 and first == third
     for remark in (
-        "Here: one (answers), two, source. /help lists",
+        "Here: one (answers), two, source.\n/help lists",
         "(system message set)",
         "(no system message)",
         "(forgotten)",
