@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, TextIteratorStreamer, set_seed
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, TextIteratorStreamer
 
 from llm_modules.data.dataset import check_ids
 from llm_modules.data.templates import encode_prompt
@@ -49,7 +49,7 @@ class Sampling:
             ("temperature", "0 or a finite number above it", 0 <= self.temperature < float("inf")),
             ("top_k", "0 (all words) or more", self.top_k >= 0),
             ("top_p", "between 0 and 1", 0 <= self.top_p <= 1),
-            ("seed", "between 0 and 2^32 - 1", 0 <= self.seed < 2**32),
+            ("seed", "a whole number of 64 bits", -(2**63) <= self.seed < 2**63),
         ):
             if not holds:
                 raise UserError(f"{name}={getattr(self, name)} is not possible; choose {rule}")
@@ -172,7 +172,7 @@ class Conversation:
             UserError: If the folder holds no usable model, or no tokenizer.
         """
         model, tokenizer = load_trained(folder)
-        set_seed(sampling.seed)
+        torch.manual_seed(sampling.seed)
         return cls(model, tokenizer, sampling, system)
 
     @property

@@ -4,8 +4,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
-from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from llm_modules.chat import Conversation, Sampling
@@ -42,7 +42,7 @@ def chat(folders: Sequence[Path], sampling: Sampling, *, system: str | None = No
     disable_progress_bar()  # of transformers, which would write over ours
     with screen.remarks.status("loading") as status:
         speakers = load_speakers(folders, echo=status.update)
-    set_seed(sampling.seed)
+    torch.manual_seed(sampling.seed)
     first = next(iter(speakers.values()))
     pairs = (speaker.model for speaker in speakers.values() if isinstance(speaker.model, CombinedModel))
     shared = next((SharedReading(pair.source) for pair in pairs), None)
@@ -143,7 +143,7 @@ class Talk:
         before = self.conversation.sampling
         self.conversation.sampling = before.changed(assignments.split())
         if any(each.startswith("seed=") for each in assignments.split()):
-            set_seed(self.conversation.sampling.seed)
+            torch.manual_seed(self.conversation.sampling.seed)
         self.screen.remark(str(self.conversation.sampling))
         if self.conversation.system:
             self.screen.remark(f"system: {self.conversation.system}")

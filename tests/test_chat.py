@@ -122,7 +122,7 @@ def test_sampling_is_decided_by_its_seed(tmp_path, talking_source):
         (["top_p=2"], "top_p=2.0 is not possible; choose between 0 and 1"),
         (["max_new_tokens=0"], "max_new_tokens=0 is not possible; choose at least 1"),
         (["top_k=-1"], "top_k=-1 is not possible"),
-        (["seed=-1"], "seed=-1 is not possible"),
+        ([f"seed={2**63}"], f"seed={2**63} is not possible; choose a whole number of 64 bits"),
         (["top_k=many"], "top_k='many' is no whole number; write it as top_k=100"),
         (["temperature"], "temperature='' is no number; write it as temperature=0.0"),
         (["temprature=1"], "'temprature' is no parameter; the nearest is temperature"),
