@@ -222,7 +222,7 @@ def serve(
         Path | None, typer.Option(help="Folder that modules may be loaded from while the server runs.")
     ] = None,
     max_at_once: Annotated[int, typer.Option(min=8, help="Answers written side by side.")] = 32,
-    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused.")] = 64,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait; more are refused.")] = 64,
     max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a prompt.")] = 4096,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 1024,
     max_shared_tokens: Annotated[
@@ -231,6 +231,7 @@ def serve(
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds from a request to the end of its answer.")] = 300.0,
 ) -> None:
     """Serve trained models, and their source, to any client of OpenAI's interface, with a web page."""
+    from llm_modules.serving.address import listening
     from llm_modules.serving.limits import Limits
 
     limits = Limits(
@@ -241,19 +242,19 @@ def serve(
         timeout_s=timeout_s,
         max_shared_tokens=max_shared_tokens,
     )
-    try:
-        from llm_modules.serving.server import serve as run_server
-    except ModuleNotFoundError as error:
-        raise UserError(f"serving needs {error.name}; install it: pip install 'llm-modules[serve]'") from error
-    run_server(
-        models,
-        host=host,
-        port=port,
-        api_key=api_key,
-        origins=allow_origin or (),
-        loading_from=allow_loading,
-        limits=limits,
-    )
+    with listening(host, port) as listener:  # the rest is slow to import: an address that is taken is told first
+        try:
+            from llm_modules.serving.server import serve as run_server
+        except ModuleNotFoundError as error:
+            raise UserError(f"serving needs {error.name}; install it: pip install 'llm-modules[serve]'") from error
+        run_server(
+            models,
+            listener=listener,
+            api_key=api_key,
+            origins=allow_origin or (),
+            loading_from=allow_loading,
+            limits=limits,
+        )
 
 
 @app.command()
