@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow lint format docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,14 +44,20 @@ test: $(STAMP) ## run the fast tests
 test-slow: $(STAMP) ## run the demo at full size and hold it to its bars (half an hour)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(STAMP) ## check style, format and types
+lint: $(STAMP) ## check style, format, types, and the pages that are made from the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@# A page that differs: `python -m llm_modules.settings > docs/settings.md`, or `llm_modules.cli_reference > docs/cli.md`.
+	$(BIN)/python -m llm_modules.settings | diff docs/settings.md -
+	$(BIN)/python -m llm_modules.cli_reference | diff docs/cli.md -
 
 format: $(STAMP) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP) ## build the site of docs/ into build/site; a broken link or reference is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(STAMP) ## measure speed and memory against rivals and limits (under an hour)
 	$(BIN)/python -m benchmarks.run

@@ -16,6 +16,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LLM_MODULES_CACHE") or Path(base) / "llm_modules")
 
 
+def state_folder() -> Path:
+    """Folder for what a user would miss: `llm_modules` in `$XDG_STATE_HOME`, or in the user's `.local/state`."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "llm_modules"
+
+
 def write_text(path: Path, text: str) -> None:
     """As `write_bytes`, in UTF-8."""
     write_bytes(path, text.encode())

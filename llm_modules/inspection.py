@@ -19,6 +19,7 @@ from llm_modules.plots import heat_figure, save_figure
 from llm_modules.watching import Watched, watch
 
 MOST_COLUMNS = 96  # tokens read that a picture shows; of more, those that are read most
+WRAP = 32  # tokens of an answer in a line of the gates' picture
 SIGNS = {"\n": "↵", "\r": "↵", "\t": "⇥", " ": "␣"}
 
 
@@ -142,8 +143,9 @@ def write_pictures(found: Inspection, folder: Path) -> list[Path]:
             rows=layers,
             columns=found.written,
             title="How far each gate is open while a token is written",
-            meaning="open",
+            meaning="gate open",
             top=1.0,
+            wrap=WRAP,
         )
     }
     columns = [found.read[column] for column in found.shown]

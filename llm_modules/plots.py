@@ -85,7 +85,7 @@ def accuracy_figure(scores: Mapping[str, Mapping[str, tuple[float, float, float]
 
 def heat_figure(
     values: Sequence[Sequence[float]], *, rows: Sequence[str], columns: Sequence[str], title: str, meaning: str,
-    top: float | None = None,
+    top: float | None = None, wrap: int | None = None,
 ) -> Figure:  # fmt: skip
     """A table of figures as colours, from 0 (white).
 
@@ -96,17 +96,25 @@ def heat_figure(
         title: Above the picture.
         meaning: What the colours mean.
         top: The figure that has the darkest colour; the largest if left out.
+        wrap: Columns after which the table goes on below, like lines of a text; all beside each other if left out.
     """
-    size = (min(40.0, 2.5 + 0.2 * len(columns)), min(40.0, 1.9 + 0.2 * len(rows)))
-    figure, axes = plt.subplots(figsize=(max(6.0, size[0]), size[1]), layout="constrained")
-    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
-    # tokens are no formulas, whatever dollars they hold
-    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7, parse_math=False)
-    axes.set_yticks(range(len(rows)), rows, fontsize=7, parse_math=False)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
-    figure.colorbar(image, ax=axes, label=meaning, fraction=0.03, pad=0.01).outline.set_visible(False)
+    wide = min(wrap or len(columns), len(columns))
+    bands = [slice(start, start + wide) for start in range(0, len(columns), wide)]
+    height = min(40.0, 1.1 + len(bands) * (0.8 + 0.2 * len(rows)))
+    size = (max(6.0, min(40.0, 2.5 + 0.2 * wide)), height)
+    figure, grid = plt.subplots(len(bands), figsize=size, layout="constrained", squeeze=False)
+    top = max(map(max, values)) if top is None else top
+    for axes, band in zip(grid[:, 0], bands, strict=True):
+        drawn = [row[band] for row in values]
+        image = axes.imshow(drawn, cmap="Blues", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+        axes.set_xlim(-0.5, wide - 0.5)  # a last line that is shorter keeps the size of its cells
+        # tokens are no formulas, whatever dollars they hold
+        axes.set_xticks(range(len(columns[band])), columns[band], rotation=90, fontsize=7, parse_math=False)
+        axes.set_yticks(range(len(rows)), rows, fontsize=7, parse_math=False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    grid[0, 0].set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
+    figure.colorbar(image, ax=grid[:, 0], label=meaning, fraction=0.03, pad=0.01).outline.set_visible(False)
     return figure
 
 

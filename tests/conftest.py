@@ -79,6 +79,7 @@ def own_cache(tmp_path_factory):
     (own / "sources").symlink_to(shared)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLM_MODULES_CACHE", str(own))
+        patch.setenv("XDG_STATE_HOME", str(own))
         yield own
 
 
@@ -122,6 +123,24 @@ def talking_source(stored_source):
     """Folder of a tiny stored source with a tokenizer."""
     tiny_tokenizer().save_pretrained(stored_source)
     return stored_source
+
+
+@pytest.fixture(scope="session")
+def endless_source(tmp_path_factory):
+    """Folder of a tiny stored source that talks, and never of itself ends."""
+    torch.manual_seed(5)
+    folder = tmp_path_factory.mktemp("source")
+    model = AutoModelForCausalLM.from_config(tiny_source_config())
+    with torch.no_grad():
+        model.lm_head.weight[2] = 0
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def endless_generator_config():
+    """A generator without a position table."""
+    return tiny_source_config(hidden_size=12, num_hidden_layers=1, bos_token_id=None)
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,25 @@
 """A conversation is kept, streamed, and can be stopped without losing it."""
 
-import builtins
-import os
-import signal
+import json
+import re
 import threading
-import time
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
 from llm_modules import CombinedModel, UserError
-from llm_modules.chat import Conversation, Sampling, talk
+from llm_modules.chat import Conversation, Pace, Sampling
+from llm_modules.data.records import read_conversations
 from llm_modules.data.templates import encode_prompt
-from tests.conftest import VOCAB, randomise_, tiny_pair, tiny_source_config, tiny_tokenizer
+from tests.conftest import VOCAB, endless_generator_config, randomise_, tiny_pair, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 
 
 def endless_pair():
     """A pair with no position table and an end-of-sequence token that is never the likeliest."""
-    model = randomise_(tiny_pair(generator=tiny_source_config(hidden_size=12, num_hidden_layers=1, bos_token_id=None)))
+    model = randomise_(tiny_pair(generator=endless_generator_config()))
     model.source.output_matrix[2] = 0
     return model
 
@@ -31,7 +30,7 @@ def conversation(model=None, **sampling):
 
 def generated(model, turns, **kwargs):
     ids = torch.tensor([encode_prompt(turns, TOKENIZER)])
-    written = model.generate(ids, max_new_tokens=8, do_sample=False, **kwargs)
+    written = model.generate(ids, **({"max_new_tokens": 8, "do_sample": False} | kwargs))
     return TOKENIZER.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
 
 
@@ -115,104 +114,73 @@ def test_sampling_is_decided_by_its_seed(tmp_path, talking_source):
     assert said[0] == said[1] != said[2]
 
 
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["temperature=-1"], "temperature=-1.0 is not possible; choose 0 or a finite number above it"),
+        (["temperature=nan"], "temperature=nan is not possible"),
+        (["top_p=2"], "top_p=2.0 is not possible; choose between 0 and 1"),
+        (["max_new_tokens=0"], "max_new_tokens=0 is not possible; choose at least 1"),
+        (["top_k=-1"], "top_k=-1 is not possible"),
+        ([f"seed={2**63}"], f"seed={2**63} is not possible; choose a whole number of 64 bits"),
+        (["top_k=many"], "top_k='many' is no whole number; write it as top_k=100"),
+        (["temperature"], "temperature='' is no number; write it as temperature=0.0"),
+        (["temprature=1"], "'temprature' is no parameter; the nearest is temperature"),
+    ],
+)
+def test_parameter_that_cannot_be_is_refused(assignments, message):
+    with pytest.raises(UserError, match="^" + re.escape(message)):
+        Sampling().changed(assignments)
+
+
+def test_parameters_are_changed_by_name_and_the_others_stay():
+    changed = Sampling(seed=3).changed(["temperature=1", "top_k=0"])
+    assert changed == Sampling(temperature=1.0, top_k=0, seed=3)
+    assert str(changed) == "max_new_tokens=256 temperature=1.0 top_k=0 top_p=0.98 seed=3"
+    assert changed.changed(str(Sampling()).split()) == Sampling()
+
+
+def test_pace_counts_the_tokens_of_an_answer():
+    talking = conversation(max_new_tokens=7)
+    assert talking.pace is None
+    list(talking.ask("1"))
+    assert talking.pace.num_tokens == 7 and 0 < talking.pace.first_s < talking.pace.seconds
+    assert str(Pace(1, 0.5, 0.25)) == "1 token, 2.0 tokens/s, first after 0.2 s"
+
+
+def test_language_model_of_another_kind_talks_too(talking_source):
+    talking = Conversation.load(talking_source, Sampling(6))
+    first = "".join(talking.ask("1"))
+    assert first == generated(talking.model, [{"role": "user", "content": "1"}], max_new_tokens=6)
+    assert list(talking.ask("2")) and len(talking.turns) == 4
+
+
+def test_saved_conversations_are_lines_that_training_reads(tmp_path):
+    talking = conversation(max_new_tokens=3)
+    talking.system = "x é"
+    file = tmp_path / "new" / "talks.jsonl"
+    with pytest.raises(UserError, match="there is nothing to save yet"):
+        talking.save(file)
+    list(talking.ask("1"))
+    talking.save(file)
+    file.write_text(file.read_text().rstrip())  # an editor may leave the last line open
+    list(talking.ask("2"))
+    talking.save(file)
+    assert [json.loads(line)["messages"] for line in file.read_text().splitlines()] == [
+        talking.messages[:3],
+        talking.messages,
+    ]
+    assert read_conversations(file) == [talking.messages[:3], talking.messages]
+    with pytest.raises(UserError, match="does not end in .jsonl"):
+        talking.save(tmp_path / "talks.txt")
+    with pytest.raises(UserError, match="cannot be written"):
+        talking.save(file / "below.jsonl")
+
+
 def test_model_without_a_tokenizer_is_refused(tmp_path, stored_source):
     tiny_pair(source=str(stored_source)).save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="holds no tokenizer"):
         Conversation.load(tmp_path / "model", Sampling())
-
-
-# -- the terminal loop -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def typing(monkeypatch):
-    """Lets `input` give lines one after another, then the end of the file."""
-
-    def type_lines(*lines):
-        waiting = list(lines)
-
-        def read(prompt=""):
-            print(prompt, end="")
-            if not waiting:
-                raise EOFError
-            line = waiting.pop(0)
-            if line is KeyboardInterrupt:
-                raise line
-            return line
-
-        monkeypatch.setattr(builtins, "input", read)
-        return waiting
-
-    return type_lines
-
-
-def test_loop_answers_until_the_end_of_input(typing, capsys):
-    model = endless_pair()
-    typing("1 + 2 ?", "", "3")
-    talking = conversation(model)
-    talk(talking)
-    said = capsys.readouterr().out
-    assert said.startswith("Type a question. /reset forgets the conversation, /exit leaves")
-    assert generated(model, [{"role": "user", "content": "1 + 2 ?"}]) in said
-    assert len(talking.turns) == 4
-
-
-def test_loop_knows_its_commands(typing, capsys):
-    waiting = typing("1", "/reset", "/restet now", "/exit", "2")
-    talking = conversation()
-    talk(talking)
-    said = capsys.readouterr().out
-    assert "(forgotten)" in said and "/restet is no command. Type a question." in said
-    assert talking.turns == [] and waiting == ["2"]
-
-
-def test_loop_tells_what_cannot_be_answered_and_goes_on(typing, capsys):
-    typing("1", "/exit")
-    talk(conversation(tiny_pair(), max_new_tokens=500))
-    assert "error: prompt and max_new_tokens need" in capsys.readouterr().out
-
-
-def test_ctrl_c_at_the_question_leaves(typing):
-    waiting = typing(KeyboardInterrupt, "1")
-    talk(conversation())
-    assert waiting == ["1"]
-
-
-class Overheard(Conversation):
-    """Tells another thread when an answer has begun."""
-
-    begun = threading.Event()
-
-    def ask(self, question):
-        for piece in super().ask(question):
-            if piece:
-                self.begun.set()
-            yield piece
-
-
-def test_ctrl_c_stops_the_answer_and_not_the_program(typing, capsys):
-    typing("1", "2", "/exit")
-    talking = Overheard(endless_pair(), TOKENIZER, Sampling(max_new_tokens=100_000))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-
-    def press_twice():
-        for _ in range(2):
-            talking.begun.wait(30)
-            talking.begun.clear()
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.1)
-            talking.begun.clear()  # of the first answer still
-
-    presser = threading.Thread(target=press_twice)
-    presser.start()
-    try:
-        talk(talking)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    presser.join()
-    assert capsys.readouterr().out.count(" (stopped)") == 2
-    assert [turn["role"] for turn in talking.turns] == ["user", "assistant"] * 2
-    assert all(turn["content"] for turn in talking.turns)
 
 
 def test_saved_model_talks_with_the_template_it_was_trained_in(tmp_path, talking_source):
@@ -229,7 +197,7 @@ def test_saved_model_talks_with_the_template_it_was_trained_in(tmp_path, talking
 def test_of_a_later_turn_the_source_reads_only_what_is_new():
     talking = conversation()
     "".join(talking.ask("one"))
-    first = talking._shared.num_read
+    first = talking.shared.num_read
     prompt = encode_prompt([*talking.turns, {"role": "user", "content": "two"}], TOKENIZER)
     "".join(talking.ask("two"))
-    assert 0 < talking._shared.num_read - first < len(prompt)
+    assert 0 < talking.shared.num_read - first < len(prompt)

@@ -47,6 +47,11 @@ def headings(page):
     return [unescape(name) for name in re.findall(r'<th scope="(?:col|row)">(.*?)</th>', page)]
 
 
+def tinted(page):
+    """Tokens of the answer, as often as there are layers."""
+    return [unescape(token) for token in re.findall(r"<span[^>]*>(.*?)</span>", page)]
+
+
 def inspect_into(output, folder, **changes):
     fields = {"prompt": "1 + 2 ?", "system": None, "answer": None, "max_new_tokens": 5} | changes
     return inspect_folder(folder, output=output, **fields)
@@ -57,8 +62,9 @@ def test_answer_that_is_written_is_shown_token_by_token(folder, tmp_path, capsys
     assert [file.name for file in files] == ["inspect.html", "gates.png", "attention-1.png", "attention-2.png"]
     assert all(file.read_bytes()[:4] == b"\x89PNG" for file in files[1:])
     written = capsys.readouterr().out.split()
-    names = headings(files[0].read_text())
-    assert [name for name in names[:5] if name[0] != "<"] == written == [name for name in names[-5:] if name[0] != "<"]
+    page = files[0].read_text()
+    names = headings(page)
+    assert tinted(page)[:5] == names[-5:] and written == [name for name in names[-5:] if name[0] != "<"]
     for token in ("User", "1", "+", "2", "?", "Assistant"):
         assert token in names
 
@@ -66,15 +72,14 @@ def test_answer_that_is_written_is_shown_token_by_token(folder, tmp_path, capsys
 def test_answer_that_is_given_is_watched_instead_of_a_new_one(folder, tmp_path, capsys):
     page = inspect_into(tmp_path, folder, answer="= 3", system="a b")[0].read_text()
     assert capsys.readouterr().out == ""
-    names = headings(page)
-    assert names[:3] == ["=", "3", "</s>"] and {"System", "a", "b"} <= set(names)
-    assert "<th scope=\"col\">&lt;/s&gt;</th>" in page and "</s>" not in page  # fmt: skip
+    assert tinted(page)[:3] == ["=", "3", "</s>"] and {"System", "a", "b"} <= set(headings(page))
+    assert ">&lt;/s&gt;</span>" in page and "</s>" not in page
 
 
 def test_no_token_is_markup(tmp_path):
     page = write_page(drawn_at_random(HOSTILE, HOSTILE), tmp_path / "inspect.html", model="a<b>").read_text()
     assert "<script" not in page and "<b>" not in page and "{{ 7 * 7 }}" in unescape(page)
-    assert headings(page)[: len(HOSTILE)] == HOSTILE
+    assert tinted(page)[: len(HOSTILE)] == headings(page)[: len(HOSTILE)] == HOSTILE
     shares = [int(share) for share in re.findall(r'style="--w:(\d+)"', page)]
     assert len(shares) == 2 * (7 + 7 * 7) and all(0 <= share <= 100 for share in shares) and 100 in shares
     assert "http-equiv" in page and "src=" not in page and "href=" not in page

@@ -71,6 +71,15 @@ def test_heat_map_shows_its_figures_and_draws_tokens_as_they_are(tmp_path):
     save_figure(figure, tmp_path / "heat.png")  # which would fail if a token were read as a formula
 
 
+def test_heat_map_goes_on_below_where_it_is_wrapped_with_cells_of_one_size():
+    figure = heat_figure([[0.0, 0.5, 1.0]], rows=["a"], columns=["x", "y", "z"], title="t", meaning="m", wrap=2)
+    first, second, _ = figure.axes
+    assert first.images[0].get_array().tolist() == [[0.0, 0.5]] and second.images[0].get_array().tolist() == [[1.0]]
+    assert first.get_xlim() == second.get_xlim() and first.images[0].norm.vmax == second.images[0].norm.vmax == 1.0
+    assert [label.get_text() for label in second.get_xticklabels()] == ["z"]
+    plt.close(figure)
+
+
 def test_intervals_are_drawn_from_top_to_bottom():
     figure = interval_figure({"zeros": (1.0, 0.5, 2.0), "noise": (0.0, -1.0, 1.0)}, title="t", meaning="m")
     axes = figure.axes[0]
