@@ -24,11 +24,14 @@ from benchmarks.pairs import SEED, build, settings_of
 from benchmarks.results import parser, publish, table
 from llm_modules import CombinedModel, Source
 from llm_modules.chat import Conversation, Sampling
+from llm_modules.serving.speakers import PairSpeaker, Rows
+from llm_modules.shared_reading import SharedReading
 
 AT_ONCE = 8
 TOKENS = 64  # of an answer, where answers at once are compared with answers one after another
 FIRST_PROMPT = 200  # words of a prompt, about as many tokens, where the time to the first token is taken
 SHARED_PROMPT, SHARED_TOKENS = 1000, 16
+STEPS = 20
 SHARERS = ("prompt", "prompt-2", "prompt-3", "prompt-4")
 WORDS = ("river", "house", "green", "runs", "over", "small", "big", "stone", "light", "door", "hand", "road", "old")
 BARS = {
@@ -171,6 +174,45 @@ def time_shared(client: openai.OpenAI, prompts: Prompts, repeats: int):
     return found
 
 
+def time_steps(models: Sequence[CombinedModel], repeats: int) -> dict[str, list[float]]:
+    """Seconds of a token for eight answers of one module, and of four with two each, in turns, without a server."""
+    shared = SharedReading(models[0].source)
+    speakers = [PairSpeaker(model, shared) for model in models]
+
+    def rows_of(speaker: PairSpeaker, num_rows: int) -> Rows:
+        _, rows = speaker.begin(list(range(3, 43)))
+        rows.repeat_(num_rows)
+        return rows
+
+    def seconds(batches: Sequence[tuple[PairSpeaker, Rows]]) -> float:
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            for speaker, rows in batches:
+                speaker.step(torch.full((len(rows),), 3), rows)
+        return (time.perf_counter() - start) / STEPS
+
+    ways = {
+        "one": [(speakers[0], rows_of(speakers[0], AT_ONCE))],
+        "four": [(speaker, rows_of(speaker, AT_ONCE // len(speakers))) for speaker in speakers],
+    }
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(repeats + 1):
+        for way, batches in ways.items():
+            took = seconds(batches)
+            if turn:
+                found[way].append(took)
+    print(
+        f"  a token for {AT_ONCE}: " + ", ".join(f"{way} {took[-1]:.3f} s" for way, took in found.items()), flush=True
+    )
+    return found
+
+
+def bytes_of_step(model: CombinedModel) -> int:
+    """Bytes of weights that a module reads for a token, however many rows."""
+    held = [*model.generator.parameters(), *model.bridge.layers.parameters()]
+    return sum(weights.nbytes for weights in held) + model._folded_head.nbytes
+
+
 def _last(found: dict[str, dict[str, list[float]]]) -> str:
     return ", ".join(
         f"{name} {way} {seconds[-1]:.3f} s" for name, ways in found.items() for way, seconds in ways.items() if seconds
@@ -184,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         models = save_modules(Path(temporary))
         tokenizer = models["prompt"].source.tokenizer
+        steps = time_steps([models[name] for name in SHARERS], repeats)
         talking = {name: Conversation(models[name], tokenizer, Sampling(4)) for name in ("prompt", "causal")}
         with server(Path(temporary)) as client:
             first = time_to_first_token(client, talking, prompts, repeats)
@@ -203,20 +246,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             [f"{AT_ONCE} answers of {TOKENS} tokens, {name}", "one after another", "at once", *_both(*ways.values())]
             for name, ways in at_once.items()
         ),
+        [f"one token for {AT_ONCE} answers", "of one module", "of four modules", *_both(steps["one"], steps["four"])],
         [f"{SHARED_TOKENS} tokens after one prompt of {SHARED_PROMPT} words", "one module", "four modules",
          *_both(shared["one"], shared["four"])],
     ]  # fmt: skip
     record(figures, given)
     measured = "\n\n".join([table(("what", "a", "b", "a, s", "b, s", "b / a"), rows), bars_table(figures)])
+    results = {"steps": steps, "bytes_of_step": bytes_of_step(models["prompt"]), "shared": shared}
     publish(
         "serving", given, command="python -m benchmarks.serving", block="serving", started=started, measured=measured,
-        results={"seed": SEED, "first": first, "at_once": at_once, "shared": shared},
+        results={"seed": SEED, "first": first, "at_once": at_once, **results},
     )  # fmt: skip
 
 
 def _both(one: Sequence[float], other: Sequence[float]) -> list[str]:
     ratio = Figure.ratio(other, one, Bar(0)).value
-    return [*(f"{sorted(seconds)[len(seconds) // 2]:.2f}" for seconds in (one, other)), f"{ratio:.2f}"]
+    return [*(f"{sorted(seconds)[len(seconds) // 2]:.3g}" for seconds in (one, other)), f"{ratio:.2f}"]
 
 
 if __name__ == "__main__":

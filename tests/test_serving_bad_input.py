@@ -216,9 +216,8 @@ def _talk(address, sent):
     return said
 
 
-def test_client_that_stalls_is_hung_up_on(modules, monkeypatch):
-    monkeypatch.setattr("llm_modules.serving.server.STALLED_S", 1.0)
-    with running(create_app(modules, limits=Limits(timeout_s=1.0))) as address:
+def test_client_that_stalls_is_hung_up_on(modules):
+    with running(create_app(modules, limits=Limits(stalled_s=1))) as address:
         start = time.monotonic()
         assert _talk(address, b"") == b""  # says nothing at all
         assert _talk(address, b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n") == b""  # half a head

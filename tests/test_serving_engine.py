@@ -92,7 +92,6 @@ def test_rows_that_join_and_leave_have_the_logits_they_have_alone(modules, name)
         expected.append([logits[0], *(speaker.step(row[place : place + 1], rows)[0] for place in range(9))])
 
     def step(running, rows, places):
-        speaker.prepare_(len(running))
         found = speaker.step(torch.stack([follow[one, places[one]] for one in running]), rows)
         for row, one in enumerate(running):
             places[one] += 1
@@ -240,6 +239,25 @@ def test_failure_ends_one_job_and_not_the_engine(modules):
         going.wait()
         with pytest.raises(IndexError):
             failing.wait()
+
+
+def test_answer_that_cannot_be_delivered_leaves_the_others_beside_it(modules):
+    class Deaf(Heard):
+        def __call__(self, piece):
+            super().__call__(piece)
+            if self.num_tokens[0] > 2:
+                raise RuntimeError("nobody listens")
+
+    deaf, going = Deaf(), Heard()
+    with engine() as running:
+        begun, _ = start_long(running, modules)
+        for listener in (deaf, going):
+            running.submit(job(modules.get("rotary"), [5, 6], listener, max_new_tokens=6))
+        going.wait()
+        with pytest.raises(RuntimeError, match="nobody listens"):
+            deaf.wait()
+        assert going.num_tokens == [6]
+        begun.cancelled = True
 
 
 def test_stopped_engine_tells_those_who_wait_and_takes_no_more(modules):

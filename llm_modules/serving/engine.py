@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from llm_modules.serving.jobs import Answer, Job
 from llm_modules.serving.metrics import Metrics
@@ -139,13 +140,9 @@ class Engine:
 
     def _begin(self, job: Job) -> None:
         """Read a prompt, write its first token, and let it join its module's batch."""
-        speaker = job.module.speaker
         batch = next((one for one in self._batches if one.module is job.module and one.rows.can_join), None)
-        num_writing = 0 if batch is None else len(batch.answers)
         try:
-            if job.num_answers + num_writing > 1 or not num_writing:
-                speaker.prepare_(num_writing + job.num_answers)
-            logits, rows = speaker.begin(job.prompt_ids)
+            logits, rows = job.module.speaker.begin(job.prompt_ids)
             answers = [Answer(job, index) for index in range(job.num_answers)]
             self._metrics.began(job)
             for answer in answers:
@@ -175,13 +172,20 @@ class Engine:
             )
             logits = batch.module.speaker.step(tokens, batch.rows)
             for row, answer in enumerate(batch.answers):
-                answer.take(logits[row])
+                self._take(answer, logits[row])
         except Exception as error:  # noqa: BLE001 - one batch must not end the others
             self._batches.remove(batch)
             for job in dict.fromkeys(answer.job for answer in batch.answers):
                 self._fail(job, error)
             return
         self._let_go(batch)
+
+    def _take(self, answer: Answer, logits: Tensor) -> None:
+        try:
+            answer.take(logits)
+        except Exception as error:  # noqa: BLE001 - one answer must not end those beside it
+            answer.job.cancelled = True
+            self._fail(answer.job, error)
 
     def _let_go(self, batch: _Batch) -> None:
         for job in dict.fromkeys(answer.job for answer in batch.answers):

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from llm_modules.chat import Sampling
 from llm_modules.serving.drawing import Drawing, Likelihood, likelihoods
 from llm_modules.serving.modules import Module
@@ -90,7 +92,7 @@ class Answer:
         self._wording = Wording(job.module.tokenizer, job.stop)
         self._said: list[Said] = []
 
-    def take(self, logits) -> None:
+    def take(self, logits: Tensor) -> None:
         """Choose the next token by logits `[V]` and deliver what can be told."""
         job = self.job
         self.last_token = token = self._drawing.draw(logits)

@@ -68,9 +68,6 @@ class Speaker(Protocol):
     def step(self, tokens: Tensor, rows: Rows) -> Tensor:
         """Take the last token of each row `[rows]`; logits of the next `[rows, V]`. Extends the rows in place."""
 
-    def prepare_(self, num_rows: int) -> None:
-        """Make ready for so many answers side by side."""
-
     def check_room(self, prompt_len: int, response_len: int) -> None:
         """Refuse a prompt and an answer that do not fit."""
 
@@ -89,6 +86,8 @@ class PairSpeaker:
     def __init__(self, model: CombinedModel, shared: SharedReading):
         self.model, self._shared = model, shared
         self.vocab_size = model.config.vocab_size
+        # once, for several rows: laying it out anew whenever one answer becomes two costs more than a lone one gains
+        model.fold_head_(num_rows=2)
 
     @torch.no_grad()
     def begin(self, prompt_ids: Sequence[int]) -> tuple[Tensor, Rows]:
@@ -114,10 +113,6 @@ class PairSpeaker:
             tokens[:, None], attention_mask=rows.written.mask, past_key_values=rows.cache, use_cache=True
         )
         return outputs.logits[:, -1]
-
-    def prepare_(self, num_rows: int) -> None:
-        """As [`Speaker.prepare_`]."""
-        self.model.fold_head_(num_rows)
 
     def check_room(self, prompt_len: int, response_len: int) -> None:
         """As [`Speaker.check_room`]."""
@@ -156,9 +151,6 @@ class SourceSpeaker:
             tokens[:, None], attention_mask=rows.written.mask, taps=[self._last], cache=rows.cache
         )
         return self._logits(states[:, -1, -1])
-
-    def prepare_(self, num_rows: int) -> None:
-        """Nothing: the output matrix is read as it is."""
 
     def check_room(self, prompt_len: int, response_len: int) -> None:
         """As [`Speaker.check_room`]."""

@@ -43,7 +43,7 @@ class Watch:
                 return await receive()
             while True:
                 try:
-                    message = await asyncio.wait_for(receive(), self._limits.timeout_s)
+                    message = await asyncio.wait_for(receive(), self._limits.stalled_s)
                 except TimeoutError:
                     raise HTTPException(408, "the rest of the body did not come; send it in one go") from None
                 size += len(message.get("body", b""))
