@@ -1,0 +1,109 @@
+// What each token of an answer was written from: how far gates opened, and which tokens were read.
+
+import { inspect } from "./client.js";
+import { byId, element, replaceOptions } from "./elements.js";
+import { heatChoice, heatText, shade } from "./heat.js";
+import { numbers, system } from "./parameters.js";
+
+const MOST = 5; // tokens read that are listed with their figures
+
+let pictures = 0;
+
+const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0)} %`;
+
+/** The view: what it asks goes through `run`, which hands it a signal to stop. */
+export function insideView({ form, run }) {
+  const shown = byId("inspections");
+  const chosen = byId("inside-model");
+
+  async function look(question, signal) {
+    const model = chosen.value;
+    const request = {
+      model,
+      messages: [...system(form), { role: "user", content: question }],
+      max_tokens: numbers(form).max_tokens,
+    };
+    const waiting = element("p", { class: "note", role: "status" }, `${model} writes, and is watched… `, element("progress"));
+    const round = element("section", { class: "round" }, element("h2", { class: "question" }, question), waiting);
+    shown.append(round);
+    round.scrollIntoView({ block: "end" });
+    try {
+      waiting.replaceWith(inspection(await inspect(request, { signal })));
+      round.scrollIntoView({ block: "start" });
+    } catch (error) {
+      const stopped = error.name === "AbortError";
+      waiting.setAttribute("role", stopped ? "status" : "alert");
+      waiting.classList.toggle("failed", !stopped);
+      waiting.textContent = stopped ? "Stopped." : error.message;
+    }
+  }
+
+  return {
+    ask: (question) => run((signal) => look(question, signal)),
+    busy: () => {},
+    offer: (models) => replaceOptions(chosen, models.filter((model) => model.parent)),
+  };
+}
+
+/** The picture of an inspection `{ model, read, written, gates [layers][written], attention [layers][written][read] }`. */
+export function inspection({ model, read, written, gates, attention }) {
+  if (!written.length) return element("p", { class: "note" }, `${model} wrote nothing, so there is nothing to look at.`);
+  const source = heatText(read);
+  const figures = element("div", { class: "figures", role: "status" });
+  const scale = element("span", { class: "scale" });
+  let layer = 0;
+  let place = 0;
+  const output = heatChoice(written, { label: "Tokens written", chosen: (now) => choose(now) });
+
+  function choose(now) {
+    place = now;
+    const weights = attention[layer][place];
+    const top = Math.max(...weights);
+    shade(source.tokens, weights, top);
+    source.tokens.forEach((token, index) => (token.title = percent(weights[index])));
+    scale.textContent = percent(top);
+    const most = weights.map((weight, index) => ({ weight, token: read[index] })).sort((a, b) => b.weight - a.weight);
+    const rows = most.slice(0, MOST).filter(({ weight }) => weight > 0).map(({ weight, token }) => {
+      const bar = element("span", { class: "bar" });
+      bar.style.setProperty("--share", weight);
+      return element("li", {}, element("code", {}, token), " ", element("span", {}, percent(weight)), bar);
+    });
+    figures.replaceChildren(
+      element("p", {}, element("code", {}, written[place]), ` token ${place + 1} of ${written.length}: gate `,
+        element("strong", {}, percent(gates[layer][place])), rows.length ? " open. It read most:" : " open. It read nothing."),
+      element("ol", {}, ...rows),
+    );
+  }
+
+  function turn(to) {
+    layer = to;
+    shade(output.tokens, gates[layer], 1);
+    output.tokens.forEach((token, index) =>
+      token.setAttribute("aria-label", `${token.textContent.trim() || "blank"}, gate ${percent(gates[layer][index])} open`));
+    choose(place);
+  }
+
+  const name = `layer-${(pictures += 1)}`;
+  const layers = gates.map((_, index) => {
+    const radio = element("input", { type: "radio", name, checked: index === 0 });
+    radio.addEventListener("change", () => turn(index));
+    return element("label", {}, radio, element("span", {}, `${index + 1}`));
+  });
+  turn(0);
+  return element("article", { class: "inspection" },
+    element("p", { class: "who" }, model),
+    element("fieldset", { class: "layers", hidden: layers.length < 2 }, element("legend", {}, "Layer"), ...layers),
+    element("section", { "aria-label": "Written" },
+      element("h3", {}, "Written"),
+      element("p", { class: "hint" }, "How far the gate was open: ", ramp(0, "100 %"), " Choose a token by a click or the arrow keys."),
+      output.element),
+    element("section", { "aria-label": "Read" },
+      element("h3", {}, "Read for it"),
+      element("p", { class: "hint" }, "Share of the attention: ", ramp(0, scale)),
+      source.element,
+      figures));
+}
+
+/** What the shades mean, from the lightest to the darkest. */
+const ramp = (from, to) =>
+  element("span", { class: "ramp" }, element("span", {}, percent(from)), element("span", {}, to));
