@@ -201,6 +201,59 @@ def chat(
 
 @app.command()
 @_plain_errors
+def serve(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="FOLDER or NAME=FOLDER of each.", show_default=False)
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="LLM_MODULES_API_KEY", help="What clients must show; better set in the environment."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A web page elsewhere that may ask, as https://example.org; repeatable.")
+    ] = None,
+    allow_loading: Annotated[
+        Path | None, typer.Option(help="Folder that modules may be loaded from while the server runs.")
+    ] = None,
+    max_at_once: Annotated[int, typer.Option(min=8, help="Answers written side by side.")] = 32,
+    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused.")] = 64,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a prompt.")] = 4096,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 1024,
+    max_shared_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens of late prompts of which the source's reading is kept.")
+    ] = 8192,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds from a request to the end of its answer.")] = 300.0,
+) -> None:
+    """Serve trained models, and their source, to any client of OpenAI's interface, with a web page."""
+    from llm_modules.serving.limits import Limits
+
+    limits = Limits(
+        max_at_once=max_at_once,
+        max_waiting=max_waiting,
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        timeout_s=timeout_s,
+        max_shared_tokens=max_shared_tokens,
+    )
+    try:
+        from llm_modules.serving.server import serve as run_server
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs {error.name}; install it: pip install 'llm-modules[serve]'") from error
+    run_server(
+        models,
+        host=host,
+        port=port,
+        api_key=api_key,
+        origins=allow_origin or (),
+        loading_from=allow_loading,
+        limits=limits,
+    )
+
+
+@app.command()
+@_plain_errors
 def evaluate(
     model: Model,
     task: Annotated[

@@ -1,7 +1,10 @@
 """Keys and values that decoding adds to, without copying what is there."""
 
+from typing import Self
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -41,6 +44,13 @@ class GrowingLayer(DynamicLayer):
         """Forget all."""
         self._room = None
         super().reset()
+
+    def join_(self, other: Self, *, left: int, left_of_other: int) -> None:
+        """Take in another's rows, below; `left` columns of padding before these rows, `left_of_other` before those."""
+        self.keys, self.values = (
+            torch.cat([F.pad(own, (0, 0, left, 0)), F.pad(coming, (0, 0, left_of_other, 0))])
+            for own, coming in ((self.keys, other.keys), (self.values, other.values))
+        )
 
     def _fits(self, room: Tensor, needed: int) -> bool:
         """Whether the keys still lie in the room (rows may have been chosen or repeated since), and more can."""

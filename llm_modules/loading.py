@@ -9,17 +9,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from llm_modules.configuration import CombinedConfig
 from llm_modules.errors import UserError
 from llm_modules.modeling import CombinedModel
+from llm_modules.source import Source
 
 
-def load_trained(folder: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_trained(folder: str | Path, *, source: Source | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
     """A pair, or a language model of any other kind (a generator trained alone), ready to answer, and its tokenizer.
+
+    Args:
+        folder: What `llm-modules train` wrote.
+        source: For a pair, the source that others hold already; it must be the one the pair was trained with.
 
     Raises:
         UserError: If the folder holds no usable model, or no tokenizer.
     """
     if _holds_another_kind(Path(folder)):
         return load_causal_lm(folder)
-    model = CombinedModel.from_pretrained(folder).eval()
+    model = CombinedModel.from_pretrained(folder, source=source).eval()
     tokenizer = model.tokenizer or model.source.tokenizer
     if tokenizer is None:
         raise UserError(f"{folder} holds no tokenizer; save the model again with one")

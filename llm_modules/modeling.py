@@ -298,6 +298,13 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
             self.source.check_length(prompt_len + (0 if self.config.visibility == "prompt" else response_len))
         self._check_positions(self._num_entering(prompt_len, response_len))
 
+    def room_left(self, prompt_len: int) -> int | None:
+        """Most tokens that an answer to such a prompt may have; `None` where there is no end."""
+        entering = self._num_entering(prompt_len, 0)
+        of_generator = None if self._position_limit is None else self._position_limit - entering
+        of_source = None if self.config.visibility == "prompt" else self.source.room_left(prompt_len)
+        return min((room for room in (of_generator, of_source) if room is not None), default=None)
+
     def _num_entering(self, prompt_len: int, response_len: int) -> int:
         """How many tokens of a prompt and a response enter the generator."""
         return (prompt_len if self._window_size is None else min(prompt_len, self._window_size)) + response_len

@@ -78,6 +78,12 @@ class SharedReading:
             "past_key_values": cache,
         }  # fmt: skip
 
+    def begin_source(self, prompt_ids: Sequence[int]) -> tuple[Tensor, DynamicCache]:
+        """For the source to answer itself: its final state `[1, 1, D]` at a prompt's end, and a cache to go on with."""
+        last = self.source.config.get_text_config().num_hidden_layers
+        reading = self._read(tuple(prompt_ids), [last])
+        return reading.states[None, -1:, self._taps.index(last)], copy.deepcopy(reading.cache)
+
     @property
     def nbytes(self) -> int:
         """What is kept takes."""

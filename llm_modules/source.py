@@ -285,6 +285,10 @@ class Source:
                 "source that reads longer ones"
             )
 
+    def room_left(self, num_tokens: int) -> int | None:
+        """How many more tokens it can read after so many; `None` where there is no end."""
+        return None if self._limit is None else self._limit - num_tokens
+
     @property
     def _limit(self) -> int | None:
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)

@@ -1,0 +1,1 @@
+"""Many modules on one source behind OpenAI's HTTP interface: `llm-modules serve`."""

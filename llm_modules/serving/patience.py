@@ -1,0 +1,40 @@
+"""Connections that neither ask nor listen are closed."""
+
+import asyncio
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+def patient_protocol(timeout_s: float) -> type[H11Protocol]:
+    """Uvicorn's HTTP protocol, which waits endlessly for the head of a request and for a client to read, with an end.
+
+    Args:
+        timeout_s: A connection that has stood still for longer is closed.
+    """
+
+    class PatientProtocol(H11Protocol):
+        _look: asyncio.TimerHandle | None = None
+        _stood_still = False
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._look_later()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._look is not None:
+                self._look.cancel()
+            super().connection_lost(exc)
+
+        def _look_later(self) -> None:
+            self._look = self.loop.call_later(timeout_s / 2, self._look_now)
+
+        def _look_now(self) -> None:
+            answering = self.cycle is not None and not self.cycle.response_complete
+            stands_still = self.flow.write_paused if answering else True
+            if stands_still and self._stood_still:
+                self.transport.abort()  # closing would wait for the client to read what is still to be sent
+                return
+            self._stood_still = stands_still
+            self._look_later()
+
+    return PatientProtocol
