@@ -46,10 +46,11 @@ class InspectionAnswer(BaseModel):
     finish_reason: FinishReason
 
     @classmethod
-    def of(cls, found: Inspection, *, model: str, finish_reason: FinishReason) -> "InspectionAnswer":
+    def of(cls, found: Inspection, *, model: str, finish_reason: str | None) -> "InspectionAnswer":
         """Rounded: the rest would only be digits on the way."""
         gates, attention = (
-            states.double().round(decimals=DECIMALS).tolist() for states in (found.watched.gates, found.watched.attention)
+            states.double().round(decimals=DECIMALS).tolist()
+            for states in (found.watched.gates, found.watched.attention)
         )
         return cls(
             model=model,
@@ -116,7 +117,7 @@ def _as_chat(body: InspectionRequest) -> ChatRequest:
     return ChatRequest(model=body.model, messages=body.messages, max_tokens=body.max_tokens, logprobs=True)
 
 
-async def _written(asked: Asked) -> tuple[list[int], FinishReason]:
+async def _written(asked: Asked) -> tuple[list[int], str | None]:
     """Tokens of the answer, the one that ended it included, and why it ended."""
     tokens: list[int] = []
     reason = None

@@ -34,7 +34,8 @@ export function compareView({ form, run, tell }) {
       return run((signal) => answers(question, models, signal));
     },
     busy: (is) => (choices.disabled = is),
-    offer(models) {
+    offer(found) {
+      const models = found.toSorted((a, b) => Boolean(a.parent) - Boolean(b.parent)); // what modules are held against, first
       const before = new Map(boxes().map((box) => [box.value, box.checked]));
       const first = before.size ? [] : atFirst(models);
       const box = (model) => {
