@@ -17,12 +17,10 @@ from tqdm import tqdm
 FOLDER = Path(__file__).parent
 MODELS = ["runs/demo/arithmetic/model", "runs/demo/facts/model"]
 QUESTION = "Find the sum of 47 and 38."
-SCREENS = {
-    "light": {"viewport": {"width": 1100, "height": 720}},
-    "dark": {"viewport": {"width": 1100, "height": 720}, "color_scheme": "dark"},
-    "phone": {"viewport": {"width": 390, "height": 780}, "device_scale_factor": 1.5},
-}
+WIDE, NARROW = {"width": 1100, "height": 720}, {"width": 390, "height": 780}
+SCREENS = {"light": ("light", WIDE), "dark": ("dark", WIDE), "phone": ("light", NARROW)}
 VIEWS = ("chat", "compare", "inside")
+NUM_TOKENS = 160  # of an answer: what the source has to say beyond that is not worth the wait
 TOKEN = 14  # of the answer that is looked into: far enough to be a figure of the problem
 COLOURS = 64
 
@@ -36,7 +34,7 @@ def served(models: Sequence[str]) -> Iterator[str]:
             said = server.stdout.readline()
             found = re.search(r"a page at (\S+)", said)
             if found is None:
-                sys.exit(f"the server did not start: {said}")
+                sys.exit("the server did not start; it says why above")
             yield found[1]
         finally:
             server.terminate()
@@ -45,12 +43,13 @@ def served(models: Sequence[str]) -> Iterator[str]:
 def show(page: Page, view: str) -> None:
     """Bring a view to what its picture shows."""
     page.evaluate(f"location.hash = '{view}'")
+    page.locator("[name=max_tokens]").evaluate("(field, number) => (field.value = number)", NUM_TOKENS)
     page.fill("#question", QUESTION)
     page.press("#question", "Enter")
-    page.locator("#ask").wait_for(timeout=300_000)
+    page.locator("#ask").wait_for(timeout=600_000)
+    page.evaluate("document.activeElement.blur()")
     if view == "inside":
         page.locator("[role=option]").nth(TOKEN).click()
-    page.evaluate("document.activeElement.blur()" if view != "inside" else "scrollTo(0, 0)")
 
 
 def save(page: Page, path: Path) -> None:
@@ -72,14 +71,17 @@ def main() -> None:
         sys.exit(f"there is no {missing[0]}; train it first (make demo), or name other models")
     with served(models) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
-        for screen, settings in tqdm(SCREENS.items(), desc="screens", unit=" screens"):
-            page = browser.new_page(**settings)
-            page.goto(address)
-            page.locator("#chat-model option").first.wait_for(state="attached")
-            for view in VIEWS:
-                show(page, view)
+        page = browser.new_page(viewport=WIDE, device_scale_factor=1.5)
+        page.goto(address)
+        page.locator("#chat-model option").first.wait_for(state="attached")
+        for view in tqdm(VIEWS, desc="views", unit=" views"):
+            show(page, view)
+            for screen, (scheme, size) in SCREENS.items():
+                page.emulate_media(color_scheme=scheme)
+                page.set_viewport_size(size)
+                page.evaluate("scrollTo(0, 0)")
                 save(page, FOLDER / f"page-{view}-{screen}.png")
-            page.close()
+            page.set_viewport_size(WIDE)
         browser.close()
 
 
