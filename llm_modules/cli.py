@@ -227,6 +227,7 @@ def serve(
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds from a request to the end of its answer.")] = 300.0,
 ) -> None:
     """Serve trained models, and their source, to any client of OpenAI's interface, with a web page."""
+    from llm_modules.serving.address import listening
     from llm_modules.serving.limits import Limits
 
     limits = Limits(
@@ -237,19 +238,19 @@ def serve(
         timeout_s=timeout_s,
         max_shared_tokens=max_shared_tokens,
     )
-    try:
-        from llm_modules.serving.server import serve as run_server
-    except ModuleNotFoundError as error:
-        raise UserError(f"serving needs {error.name}; install it: pip install 'llm-modules[serve]'") from error
-    run_server(
-        models,
-        host=host,
-        port=port,
-        api_key=api_key,
-        origins=allow_origin or (),
-        loading_from=allow_loading,
-        limits=limits,
-    )
+    with listening(host, port) as listener:  # the rest is slow to import: an address that is taken is told first
+        try:
+            from llm_modules.serving.server import serve as run_server
+        except ModuleNotFoundError as error:
+            raise UserError(f"serving needs {error.name}; install it: pip install 'llm-modules[serve]'") from error
+        run_server(
+            models,
+            listener=listener,
+            api_key=api_key,
+            origins=allow_origin or (),
+            loading_from=allow_loading,
+            limits=limits,
+        )
 
 
 @app.command()

@@ -22,10 +22,15 @@ MAX_TOKENS = 32_768  # kept; what they take is printed by `nbytes`
 
 @dataclass
 class _Reading:
-    """What the source said about a text: states `[length, taps, D]`, and its own keys and values."""
+    """What the source said about a text: states `[length, taps, D]`, and its own keys and values up to the last tap."""
 
     states: Tensor
     cache: DynamicCache
+    taps: tuple[int, ...]
+
+    def states_of(self, taps: Iterable[int]) -> Tensor:
+        """Of some taps, `[1, length, taps, D]`."""
+        return self.states[None, :, [self.taps.index(tap) for tap in taps]]
 
 
 class SharedReading:
@@ -35,6 +40,9 @@ class SharedReading:
     read, and every module on this source takes what it needs of it. (An adapter inside the source could not: it changes
     the states of the beginning.) Texts that were not asked for longest are forgotten first.
 
+    A text is read as far up the source as whoever asks needs it, and again when somebody needs a higher tap: no module
+    pays for another's taps.
+
     Args:
         source: What reads.
         max_tokens: Most tokens of texts to keep.
@@ -43,7 +51,7 @@ class SharedReading:
     def __init__(self, source: Source, *, max_tokens: int = MAX_TOKENS):
         self.source, self.max_tokens = source, max_tokens
         self.num_read = 0  # tokens that the source read since
-        self._taps: tuple[int, ...] = ()
+        self._wanted: set[int] = set()  # taps, by anybody so far
         self._known: OrderedDict[tuple[int, ...], _Reading] = OrderedDict()
 
     def begin(self, model: CombinedModel, prompt_ids: Sequence[int]) -> dict[str, Any]:
@@ -66,8 +74,7 @@ class SharedReading:
                 "visibility='bidirectional' reads the whole text anew for each token; nothing can be shared"
             )
         reading = self._read(tuple(prompt_ids), model.config.taps)
-        chosen = [self._taps.index(tap) for tap in model.config.taps]
-        states = reading.states[None, :, chosen].to(model.dtype)
+        states = reading.states_of(model.config.taps).to(model.dtype)
         mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         cache = CombinedCache(model.config)
         if cache.source_cache is not None:
@@ -79,10 +86,10 @@ class SharedReading:
         }  # fmt: skip
 
     def begin_source(self, prompt_ids: Sequence[int]) -> tuple[Tensor, DynamicCache]:
-        """For the source to answer itself: its final state `[1, 1, D]` at a prompt's end, and a cache to go on with."""
+        """For the source to answer itself: its final state `[1, D]` at a prompt's end, and a cache to go on with."""
         last = self.source.config.get_text_config().num_hidden_layers
         reading = self._read(tuple(prompt_ids), [last])
-        return reading.states[None, -1:, self._taps.index(last)], copy.deepcopy(reading.cache)
+        return reading.states_of([last])[:, -1, 0], copy.deepcopy(reading.cache)
 
     @property
     def nbytes(self) -> int:
@@ -92,34 +99,45 @@ class SharedReading:
         return of_caches + sum(one.states.nbytes for one in self._known.values())
 
     def _read(self, ids: tuple[int, ...], taps: Iterable[int]) -> _Reading:
-        if not set(taps) <= set(self._taps):  # the states that were kept are not all that is wanted now
-            self._taps = tuple(sorted({*self._taps, *taps}))
-            self._known.clear()
-        text = max(self._known, key=lambda known: num_shared(known, ids), default=())
+        self._wanted.update(taps)
+        known = self._known.get(ids)
+        if known is not None and set(taps) <= set(known.taps):
+            self._known.move_to_end(ids)
+            return known
+        usable = [] if known else [text for text, reading in self._known.items() if set(taps) <= set(reading.taps)]
+        text = max(usable, key=lambda one: num_shared(one, ids), default=())
         shared = num_shared(text, ids)
         if shared < len(text) and not all(layer.is_croppable for layer in self._known[text].cache.layers):
             shared = 0  # keys and values of a sliding window cannot be wound back
         if shared:
             self._known.move_to_end(text)
-        if shared == len(ids) == len(text):
-            return self._known[text]
-        begun = self._beginning(text, shared) if shared else _Reading(torch.empty(0), growing_cache(self.source.config))
-        new = torch.tensor([ids[shared:]], device=self.source.device)
-        mask = torch.ones(1, len(ids), dtype=torch.long, device=self.source.device)
+        begun = self._beginning(text, shared, top=max(taps)) if shared else self._nothing(ids, top=max(taps))
         if shared < len(ids):
-            read = self.source.read(new, attention_mask=mask, taps=list(self._taps), cache=begun.cache)[0]
+            new = torch.tensor([ids[shared:]], device=self.source.device)
+            mask = torch.ones(1, len(ids), dtype=torch.long, device=self.source.device)
+            read = self.source.read(new, attention_mask=mask, taps=list(begun.taps), cache=begun.cache)[0]
             begun.states = torch.cat([begun.states, read]) if shared else read
             self.num_read += len(ids) - shared
         self._known[ids] = begun
+        self._known.move_to_end(ids)
         self._forget()
         return begun
 
-    def _beginning(self, text: tuple[int, ...], shared: int) -> _Reading:
-        """A copy of what was said about the first tokens of a known text."""
+    def _nothing(self, ids: tuple[int, ...], *, top: int) -> _Reading:
+        """A reading to begin with: of the taps anybody wanted up to the highest that is wanted now."""
+        taps = {tap for tap in self._wanted if tap <= top}
+        if ids in self._known:  # read again for another tap: what takes its place must be of use to those before, too
+            taps.update(self._known[ids].taps)
+        return _Reading(torch.empty(0), growing_cache(self.source.config), tuple(sorted(taps)))
+
+    def _beginning(self, text: tuple[int, ...], shared: int, *, top: int) -> _Reading:
+        """A copy of what was said about the first tokens of a known text, up to a tap."""
         reading = self._known[text]
-        cache = copy.deepcopy(reading.cache)
+        taps = tuple(tap for tap in reading.taps if tap <= top)
+        cache = growing_cache(self.source.config)
+        cache.layers[:top] = copy.deepcopy(reading.cache.layers[:top])
         cache.crop(shared - len(text))
-        return _Reading(reading.states[:shared], cache)
+        return _Reading(reading.states_of(taps)[0, :shared], cache, taps)
 
     def _forget(self) -> None:
         while len(self._known) > 1 and sum(map(len, self._known)) > self.max_tokens:

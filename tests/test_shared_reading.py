@@ -62,6 +62,36 @@ def test_modules_with_other_taps_and_visibilities_share(source):
     assert shared.num_read == read == 2 * len(ids)
 
 
+def test_module_with_low_taps_pays_for_no_others(source):
+    low, high = pair_on(source, visibility="causal", taps=[0, 1]), pair_on(source, visibility="causal")
+    shared, ids, longer = SharedReading(source), SYSTEM, SYSTEM + QUESTION[1]
+    other = random_ids(1, 6, seed=8)[0].tolist()
+    shared.begin(high, ids)
+    shared.begin(low, other)
+    assert shared._known[tuple(other)].taps == (0, 1)
+    for model in (low, high, low):  # each reads the same text again at most once, and never again
+        given = shared.begin(model, ids)
+        assert torch.equal(answer(model, **given), answer(model, inputs=torch.tensor([ids])))
+    assert shared.num_read == 2 * len(ids) + len(other)
+    given = shared.begin(low, longer)  # goes on from what was read higher up
+    assert shared._known[tuple(longer)].taps == (0, 1)
+    assert shared.num_read == 2 * len(ids) + len(other) + len(QUESTION[1])
+    assert torch.equal(answer(low, **given), answer(low, inputs=torch.tensor([longer])))
+
+
+def test_source_itself_goes_on_from_what_modules_had_read(source):
+    model, shared = pair_on(source, visibility="causal"), SharedReading(source)
+    shared.begin(model, SYSTEM)
+    state, cache = shared.begin_source(SYSTEM + QUESTION[0])
+    assert shared.num_read == len(SYSTEM) + len(QUESTION[0])
+    ids = torch.tensor([SYSTEM + QUESTION[0]])
+    read = source.read(ids, attention_mask=torch.ones_like(ids), taps=[3])
+    torch.testing.assert_close(state, read[:, -1, 0], atol=1e-5, rtol=1e-5)
+    assert cache.get_seq_length() == ids.shape[1]
+    cache.crop(-2)
+    assert shared.begin_source(SYSTEM + QUESTION[0])[1].get_seq_length() == ids.shape[1]  # a copy is handed out
+
+
 def test_a_shorter_prompt_is_the_beginning_of_a_longer_one(source):
     model, shared = pair_on(source, visibility="causal"), SharedReading(source)
     shared.begin(model, SYSTEM)

@@ -21,8 +21,7 @@ STALLED_S = 30.0  # for a connection on which nothing moves
 def serve(
     models: Sequence[str],
     *,
-    host: str,
-    port: int,
+    listener: socket.socket,
     api_key: str | None,
     origins: Sequence[str],
     loading_from: Path | None,
@@ -32,28 +31,26 @@ def serve(
 
     Args:
         models: `FOLDER` or `NAME=FOLDER` of each module.
-        host: Address to listen on.
-        port: Of it; 0 for any free one.
+        listener: What `listening` returned.
         api_key: What clients must show.
         origins: Of web pages elsewhere that may ask.
         loading_from: Folder that modules may be loaded from while running.
         limits: What is taken on.
 
     Raises:
-        UserError: If the address is taken, or a model cannot be served.
+        UserError: If a model cannot be served.
     """
     if loading_from is not None and not loading_from.is_dir():
         raise UserError(f"--allow-loading {loading_from} is no folder; give the one that holds the modules")
-    with listening(host, port) as listener:
-        address = f"http://{host}:{listener.getsockname()[1]}"
-        if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
-            warnings.warn(f"{address} may be reached by others and asks for no key; give --api-key", stacklevel=2)
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-        logging.getLogger("httpx").setLevel(logging.WARNING)
-        modules = Modules.open(models, max_shared_tokens=limits.max_shared_tokens)
-        app = create_app(modules, limits=limits, api_key=api_key, origins=origins, loading_from=loading_from)
-        print(f"{', '.join(module.name for module in modules)} at {address}/v1, a page at {address}/", flush=True)
-        running_server(app).run(sockets=[listener])
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if api_key is None and host not in ("127.0.0.1", "::1"):
+        warnings.warn(f"{address} may be reached by others and asks for no key; give --api-key", stacklevel=2)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    modules = Modules.open(models, max_shared_tokens=limits.max_shared_tokens)
+    app = create_app(modules, limits=limits, api_key=api_key, origins=origins, loading_from=loading_from)
+    print(f"{', '.join(module.name for module in modules)} at {address}/v1, a page at {address}/", flush=True)
+    running_server(app).run(sockets=[listener])
 
 
 def running_server(app) -> uvicorn.Server:
@@ -68,17 +65,3 @@ def running_server(app) -> uvicorn.Server:
         timeout_graceful_shutdown=STOPPING_S,
     )
     return uvicorn.Server(config)
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens already, so that a second server on it is refused before it loads anything.
-
-    Raises:
-        UserError: If the address is taken or is none of this machine's.
-    """
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"{host}:{port} cannot be listened on ({error}); stop what does, or choose another --host or --port"
-        ) from error

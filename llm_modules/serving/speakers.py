@@ -155,7 +155,7 @@ class SourceSpeaker:
         states = self._source.read(
             tokens[:, None], attention_mask=rows.written.mask, taps=[self._last], cache=rows.cache
         )
-        return self._logits(states[:, :, -1])
+        return self._logits(states[:, -1, -1])
 
     def prepare_(self, num_rows: int) -> None:
         """Nothing: the output matrix is read as it is."""
@@ -169,4 +169,4 @@ class SourceSpeaker:
         return self._source.room_left(prompt_len)
 
     def _logits(self, states: Tensor) -> Tensor:
-        return self._source.readout(states).logits()[:, -1]
+        return self._source.readout(states).logits()
