@@ -20,9 +20,9 @@ QUESTION = "Find the sum of 47 and 38."
 WIDE, NARROW = {"width": 1100, "height": 720}, {"width": 390, "height": 780}
 SCREENS = {"light": ("light", WIDE), "dark": ("dark", WIDE), "phone": ("light", NARROW)}
 VIEWS = ("chat", "compare", "inside")
-NUM_TOKENS = 160  # of an answer: what the source has to say beyond that is not worth the wait
+NUM_TOKENS = {"chat": 160, "compare": 72, "inside": 160}  # what the source has to say beyond 72 is not worth the wait
 TOKEN = 14  # of the answer that is looked into: far enough to be a figure of the problem
-COLOURS = 64
+COLOURS = 128
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def served(models: Sequence[str]) -> Iterator[str]:
 def show(page: Page, view: str) -> None:
     """Bring a view to what its picture shows."""
     page.evaluate(f"location.hash = '{view}'")
-    page.locator("[name=max_tokens]").evaluate("(field, number) => (field.value = number)", NUM_TOKENS)
+    page.locator("[name=max_tokens]").evaluate("(field, number) => (field.value = number)", NUM_TOKENS[view])
     page.fill("#question", QUESTION)
     page.press("#question", "Enter")
     page.locator("#ask").wait_for(timeout=600_000)
@@ -54,7 +54,7 @@ def show(page: Page, view: str) -> None:
 
 def save(page: Page, path: Path) -> None:
     """With few colours: text on paper needs no more, and the file is a third."""
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
@@ -79,7 +79,8 @@ def main() -> None:
             for screen, (scheme, size) in SCREENS.items():
                 page.emulate_media(color_scheme=scheme)
                 page.set_viewport_size(size)
-                page.evaluate("scrollTo(0, 0)")
+                whole = page.evaluate("document.documentElement.scrollHeight")
+                page.set_viewport_size(size | {"height": max(size["height"], whole)})
                 save(page, FOLDER / f"page-{view}-{screen}.png")
             page.set_viewport_size(WIDE)
         browser.close()

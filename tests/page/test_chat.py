@@ -108,6 +108,15 @@ def test_conversation_outlives_a_reload_until_a_new_one_begins(visit):
     assert visit.sent[2]["messages"] == [user("a b")]
 
 
+def test_answer_without_a_word_is_said_and_is_no_turn(visit):
+    page = visit.open()
+    page.select_option("#chat-model", "quitter")
+    ask(page)
+    expect(page.locator(".note")).to_have_text(re.compile("^No text was written · 1 token · "))
+    ask(page, "a b")
+    assert visit.sent[1]["messages"] == [user("a b")]
+
+
 def test_thought_is_folded_and_the_solution_in_view(visit):
     page = visit.open()
     force(page, f"{THOUGHT}{SOLUTION}")
@@ -136,10 +145,9 @@ def test_markdown_and_formulas_are_laid_out(visit):
 def test_refusal_of_the_server_is_shown_and_the_question_can_be_asked_again(visit):
     page = visit.open()
     refused = {"error": {"message": "too many <b>wait</b>.", "type": "rate_limit_error", "param": None, "code": None}}
-    status = {"status": 429, "headers": {"Retry-After": "2"}}
-    page.route("**/v1/chat/completions", lambda route: route.fulfill(**status, json=refused))
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=429, json=refused))
     ask(page)
-    expect(page.locator("[role=alert].failed")).to_have_text("too many <b>wait</b>. Try again in 2 s.")
+    expect(page.locator("[role=alert].failed")).to_have_text("too many <b>wait</b>.")
     page.unroute("**/v1/chat/completions")
     page.click(".retry")
     expect(page.locator(".round > .answer > .prose")).not_to_be_empty()

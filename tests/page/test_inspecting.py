@@ -9,7 +9,6 @@ import torch
 
 from llm_modules.data.templates import Example, encode_prompt
 from llm_modules.inspection import inspect_answer
-from llm_modules.loading import load_trained
 from tests.page.visits import QUESTION, answered, user
 
 
@@ -31,10 +30,10 @@ def id_of(token, tokenizer):
 
 
 @pytest.mark.parametrize(("name", "layers"), [("adder", 2), ("rereader", 1)])
-def test_what_is_told_is_what_the_library_measures(served, folder, name, layers):
+def test_what_is_told_is_what_the_library_measures(served, modules, name, layers):
     found = inspected(served, model=name).json()
     assert found["object"] == "inspection" and found["model"] == name and found["finish_reason"] == "length"
-    model, tokenizer = load_trained(folder / name)
+    model, tokenizer = modules.get(name).model, modules.get(name).tokenizer
     prompt_ids = encode_prompt([user(QUESTION)], tokenizer)
     written_ids = [id_of(token, tokenizer) for token in found["written"]]
     expected = inspect_answer(model, Example(prompt_ids, written_ids), tokenizer, question="")

@@ -3,8 +3,10 @@
 import pytest
 from playwright.sync_api import expect
 
+from llm_modules.serving.app import create_app
 from llm_modules.serving.page_files import FOLDER
 from tests.page.visits import LONG, Visit, ask
+from tests.tiny_server import running
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -35,6 +37,24 @@ def test_nothing_moves_for_who_wants_it_so(browser, served):
     page.click("#stop")
     expect(page.locator("#ask")).to_be_visible()
     visit.close()
+
+
+def test_key_is_asked_for_once_where_the_server_has_one(browser, modules):
+    with running(create_app(modules, api_key="sesame")) as address:
+        visit = Visit(browser, address)
+        page = visit.page
+        page.goto(address)
+        expect(page.locator("#notice")).to_contain_text("the API key is missing or wrong")
+        for key in ("wrong", "sesame"):
+            page.fill("#key", key)
+            page.press("#key", "Enter")
+            expect(page.locator("#notice")).to_be_visible(visible=key == "wrong")
+        expect(page.locator("#access")).to_be_hidden()
+        page.reload()
+        ask(page)
+        expect(page.locator(".answer .prose").last).not_to_be_empty()
+        visit.errors.clear()  # the browser itself notes a status of 401
+        visit.close()
 
 
 def test_every_library_of_others_is_named_with_its_licence():

@@ -39,3 +39,12 @@ def test_no_part_of_a_tag_is_ever_shown_while_an_answer_streams(page, pieces):
     assert last["thinking"] is False
     if "<" not in "".join(piece for piece in pieces if piece not in TAGS):
         assert not any("<" in (parts["thought"] or "") + parts["solution"] for parts in early)
+
+
+CUT = {"a <|begin_of_sol": "a", "a <|b": "a", "1 <": "1 <", "a |>": "a |>"}
+
+
+@pytest.mark.parametrize(("text", "shown"), CUT.items())
+def test_half_a_tag_of_an_answer_that_was_cut_is_left_out_and_a_sign_is_not(page, text, shown):
+    found = page.evaluate(f"import('/sections.js').then(({{ sections }}) => sections({text!r}, {{ finished: true }}))")
+    assert found == {"thought": None, "solution": shown, "thinking": False}

@@ -68,7 +68,10 @@ async function* events(stream) {
 
 async function call(path, { signal, body } = {}) {
   const key = sessionStorage.getItem(KEY);
-  const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
+  const headers = {
+    ...(body && { "Content-Type": "application/json" }),
+    ...(key && { Authorization: `Bearer ${key}` }),
+  };
   let response;
   try {
     const method = body ? "POST" : "GET";
@@ -83,7 +86,5 @@ async function call(path, { signal, body } = {}) {
 
 async function refusal(response) {
   const said = await response.json().catch(() => null);
-  const wait = response.headers.get("Retry-After");
-  const message = said?.error?.message ?? `The server answered with status ${response.status}.`;
-  return new Refusal(wait ? `${message} Try again in ${wait} s.` : message, response.status);
+  return new Refusal(said?.error?.message ?? `The server answered with status ${response.status}.`, response.status);
 }

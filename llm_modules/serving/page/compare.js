@@ -29,13 +29,16 @@ export function compareView({ form, run, tell }) {
 
   return {
     ask(question) {
-      const models = boxes().filter((box) => box.checked).map((box) => box.value);
+      const models = boxes()
+        .filter((box) => box.checked)
+        .map((box) => box.value);
       if (!models.length) return tell("Choose at least one model to compare.");
       return run((signal) => answers(question, models, signal));
     },
     busy: (is) => (choices.disabled = is),
     offer(found) {
-      const models = found.toSorted((a, b) => Boolean(a.parent) - Boolean(b.parent)); // what modules are held against, first
+      // What modules are held against comes first.
+      const models = found.toSorted((a, b) => Boolean(a.parent) - Boolean(b.parent));
       const before = new Map(boxes().map((box) => [box.value, box.checked]));
       const first = before.size ? [] : atFirst(models);
       const box = (model) => {

@@ -24,13 +24,18 @@ export function heatText(texts) {
  * The first is chosen; `chosen` is called with the place of each later one.
  */
 export function heatChoice(texts, { label, chosen }) {
-  const tokens = texts.map((text) => spelled(text, "span", { role: "option", tabindex: "-1", "aria-selected": "false" }));
+  const tokens = texts.map((text) =>
+    spelled(text, "span", { role: "option", tabindex: "-1", "aria-selected": "false" }),
+  );
   const list = element("div", { class: "tokens", role: "listbox", "aria-label": label }, ...tokens);
   let current = 0;
   mark(0);
 
   function mark(place) {
-    for (const [token, is] of [[tokens[current], false], [tokens[place], true]]) {
+    for (const [token, is] of [
+      [tokens[current], false],
+      [tokens[place], true],
+    ]) {
       token.setAttribute("aria-selected", is);
       token.tabIndex = is ? 0 : -1;
     }

@@ -9,9 +9,9 @@ const MATHS =
   "math semantics mrow mi mn mo ms mtext mspace mfrac msqrt mroot msub msup msubsup munder mover munderover " +
   "mmultiscripts mprescripts mtable mtr mtd mstyle mpadded mphantom menclose";
 const ATTRIBUTES =
-  "href start class display mathvariant stretchy fence separator form accent accentunder lspace rspace minsize maxsize " +
-  "symmetric largeop movablelimits linethickness width height depth voffset columnalign columnspan rowspan scriptlevel " +
-  "displaystyle notation";
+  "href start class display mathvariant stretchy fence separator form accent accentunder lspace rspace minsize " +
+  "maxsize symmetric largeop movablelimits linethickness width height depth voffset columnalign columnspan rowspan " +
+  "scriptlevel displaystyle notation";
 
 // Listed rather than forbidden: no picture, no form, no id and no style can come from a text.
 const ALLOWED = {
@@ -26,7 +26,13 @@ const ALLOWED = {
 /** A formula as MathML; what is none stays as it was written. */
 function formula(source, displayMode) {
   try {
-    return globalThis.temml.renderToString(source, { displayMode, trust: false, maxSize: [20, 20], maxExpand: 200, throwOnError: true });
+    return globalThis.temml.renderToString(source, {
+      displayMode,
+      trust: false,
+      maxSize: [20, 20],
+      maxExpand: 200,
+      throwOnError: true,
+    });
   } catch {
     return `<code>${parser.utils.escapeHtml(source)}</code>`;
   }

@@ -8,7 +8,7 @@ const [BEGIN_THOUGHT, END_THOUGHT, BEGIN_SOLUTION, END_SOLUTION] = TAGS;
  * Text outside of all sections belongs to the solution. `thought` is null where there is none.
  */
 export function sections(text, { finished }) {
-  const shown = finished ? text : withoutHalfATag(text);
+  const shown = withoutHalfATag(text, { least: finished ? 2 : 1 });
   const begin = shown.indexOf(BEGIN_THOUGHT);
   if (begin < 0) return { thought: null, solution: bare(shown), thinking: false };
   const before = shown.slice(0, begin);
@@ -19,9 +19,9 @@ export function sections(text, { finished }) {
   return { thought: bare(rest.slice(0, end)), solution: bare(before + after), thinking: !ends.length && !finished };
 }
 
-/** Leave out what may become a tag with the next piece. */
-function withoutHalfATag(text) {
-  for (let length = Math.min(text.length, BEGIN_SOLUTION.length); length > 0; length -= 1) {
+/** Leave out what may become a tag, or would have where an answer was cut: `least` characters of one or more. */
+function withoutHalfATag(text, { least }) {
+  for (let length = Math.min(text.length, BEGIN_SOLUTION.length); length >= least; length -= 1) {
     const tail = text.slice(-length);
     if (TAGS.some((tag) => tag !== tail && tag.startsWith(tail))) return text.slice(0, -length);
   }
