@@ -2,6 +2,7 @@
 
 import { answer } from "./client.js";
 import { element } from "./elements.js";
+import { following } from "./following.js";
 import { laidOut } from "./markdown.js";
 import { sections } from "./sections.js";
 
@@ -32,7 +33,7 @@ export function newAnswer(model) {
     note: "",
     add(piece) {
       made.text += piece;
-      frame ||= requestAnimationFrame(() => draw(false));
+      frame ||= requestAnimationFrame(() => following(() => draw(false)));
     },
     finish(words, { failed = false } = {}) {
       cancelAnimationFrame(frame);
