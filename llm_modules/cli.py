@@ -218,7 +218,7 @@ def serve(
         Path | None, typer.Option(help="Folder that modules may be loaded from while the server runs.")
     ] = None,
     max_at_once: Annotated[int, typer.Option(min=8, help="Answers written side by side.")] = 32,
-    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused.")] = 64,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait; more are refused.")] = 64,
     max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a prompt.")] = 4096,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 1024,
     max_shared_tokens: Annotated[

@@ -94,7 +94,7 @@ class SharedReading:
     @property
     def nbytes(self) -> int:
         """What is kept takes."""
-        caches = (layer for one in self._known.values() for layer in one.cache.layers)
+        caches = (layer for one in self._known.values() for layer in one.cache.layers if layer.is_initialized)
         of_caches = sum(layer.keys.nbytes + layer.values.nbytes for layer in caches)
         return of_caches + sum(one.states.nbytes for one in self._known.values())
 

@@ -14,7 +14,7 @@ import pytest
 from llm_modules.serving.limits import Limits
 from tests.conftest import tiny_pair
 from tests.test_chat import conversation
-from tests.tiny_server import KINDS, serving, tiny_modules
+from tests.tiny_server import KINDS, metrics_of, serving, tiny_modules
 
 ASK = [{"role": "user", "content": "1 + 2 ?"}]
 EVERYBODY = ("source", *KINDS, "alone")
@@ -182,20 +182,16 @@ def test_client_that_leaves_half_way_makes_room(client, modules):
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.05).chat.completions.create(**endless)
     for _ in range(200):
-        if "llm_modules_writing_answers 0.0" in _metrics(client):
+        if "llm_modules_writing_answers 0.0" in metrics_of(client):
             break
         time.sleep(0.02)
     else:
-        raise AssertionError(_metrics(client))
-
-
-def _metrics(client):
-    return client.with_options(base_url=str(client.base_url).removesuffix("v1/")).get("/metrics", cast_to=str)
+        raise AssertionError(metrics_of(client))
 
 
 def test_metrics_count_and_know_no_text(client):
     chat(client, "causal", [{"role": "user", "content": "q u x"}])
-    told = _metrics(client)
+    told = metrics_of(client)
     assert 'llm_modules_written_tokens_total{model="causal"}' in told
     assert 'llm_modules_responses_total{path="/v1/chat/completions",status="200"}' in told
     assert "llm_modules_source_read_tokens" in told and "q u x" not in told

@@ -23,7 +23,7 @@ def requests(count, seed):
     """Requests as a client makes them; one in ten leaves half-way."""
     rng = random.Random(seed)
     made = []
-    for number in range(count):
+    for number in range(seed * count, (seed + 1) * count):
         words = " ".join(rng.choice("abcdefghij") for _ in range(rng.randint(1, 25)))
         made.append(
             {

@@ -68,7 +68,7 @@ def test_module_with_low_taps_pays_for_no_others(source):
     other = random_ids(1, 6, seed=8)[0].tolist()
     shared.begin(high, ids)
     shared.begin(low, other)
-    assert shared._known[tuple(other)].taps == (0, 1)
+    assert shared._known[tuple(other)].taps == (0, 1) and shared.nbytes > 0
     for model in (low, high, low):  # each reads the same text again at most once, and never again
         given = shared.begin(model, ids)
         assert torch.equal(answer(model, **given), answer(model, inputs=torch.tensor([ids])))

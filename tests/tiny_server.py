@@ -85,3 +85,8 @@ def serving(modules, *, limits=None, **options):
         openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0) as client,
     ):
         yield client
+
+
+def metrics_of(client):
+    """What Prometheus would be told."""
+    return client._client.get(str(client.base_url).removesuffix("v1/") + "metrics").text

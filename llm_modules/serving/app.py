@@ -66,7 +66,6 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # its page would load from other hosts
         redoc_url=None,
-        max_body_size=limits.max_body_bytes,
     )
     app.state.serving = State(modules, engine, limits, metrics, api_key=api_key, loading_from=loading_from)
     handle_errors_(app)
@@ -80,7 +79,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    app.add_middleware(Watch, metrics=metrics, paths=paths | {"/"}, timeout_s=limits.timeout_s)
+    app.add_middleware(Watch, metrics=metrics, paths=paths | {"/"}, limits=limits)
     return app
 
 

@@ -32,7 +32,12 @@ from llm_modules.serving.requests import ChatRequest, CompletionRequest
 from llm_modules.serving.state import Serving, State
 
 router = APIRouter(tags=["completions"])
-STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+}
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
 
 
 @router.post("/chat/completions", response_model=ChatCompletion, responses=STREAMED)

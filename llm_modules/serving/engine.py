@@ -143,8 +143,6 @@ class Engine:
         batch = next((one for one in self._batches if one.module is job.module and one.rows.can_join), None)
         num_writing = 0 if batch is None else len(batch.answers)
         try:
-            if job.num_answers + num_writing > 1 or not num_writing:
-                speaker.prepare_(num_writing + job.num_answers)
             logits, rows = speaker.begin(job.prompt_ids)
             answers = [Answer(job, index) for index in range(job.num_answers)]
             self._metrics.began(job)
@@ -155,6 +153,7 @@ class Engine:
                 return self._metrics.wrote(job, len(answers))
             if len(going) > 1:
                 rows.repeat_(len(going))
+            speaker.prepare_(num_writing + len(going))  # may take as long as a few tokens: the first is out by now
             if batch is not None and rows.can_join:
                 batch.rows.join_(rows)
                 batch.answers += going

@@ -13,7 +13,8 @@ class Limits:
         max_prompt_tokens: Of a request.
         max_new_tokens: Of an answer; also what it may have where the request does not say.
         max_body_bytes: Of a request.
-        timeout_s: From a request's arrival to its last token, and for a client to send or take anything.
+        timeout_s: From a request's arrival to its last token.
+        stalled_s: For a client to send or take anything.
         max_shared_tokens: Of late prompts, of which is kept what the source said.
     """
 
@@ -23,4 +24,5 @@ class Limits:
     max_new_tokens: int = 1024
     max_body_bytes: int = 1_000_000
     timeout_s: float = 300.0
+    stalled_s: float = 30.0
     max_shared_tokens: int = 8192

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
 
 MAX_ANSWERS = 8  # to one prompt
 MAX_STOPS = 4
@@ -86,20 +86,16 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """Of `POST /v1/completions`."""
 
-    prompt: str | list[Annotated[int, Field(ge=0)]]
+    prompt: (
+        Annotated[str, StringConstraints(min_length=1)]
+        | Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+    )
     logprobs: int | None = Field(None, ge=0, le=MAX_LIKELIHOODS)
 
     @property
     def num_likelihoods(self) -> int | None:
         """How many likeliest tokens to tell beside each; `None` to tell nothing."""
         return self.logprobs
-
-    @field_validator("prompt")
-    @classmethod
-    def _is_not_empty(cls, prompt: str | list[int]) -> str | list[int]:
-        if not prompt:
-            raise ValueError("the prompt is empty; give some text")
-        return prompt
 
 
 class LoadRequest(BaseModel):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from llm_modules.errors import UserError
 from llm_modules.serving.app import create_app
@@ -15,7 +16,6 @@ from llm_modules.serving.modules import Modules
 from llm_modules.serving.patience import patient_protocol
 
 STOPPING_S = 30  # for answers that are being written when the server is told to stop
-STALLED_S = 30.0  # for a connection on which nothing moves
 
 
 def serve(
@@ -53,11 +53,11 @@ def serve(
     running_server(app).run(sockets=[listener])
 
 
-def running_server(app) -> uvicorn.Server:
+def running_server(app: FastAPI) -> uvicorn.Server:
     """uvicorn, set as we need it."""
     config = uvicorn.Config(
         app,
-        http=patient_protocol(STALLED_S),
+        http=patient_protocol(app.state.serving.limits.stalled_s),
         log_config=None,
         log_level="warning",
         access_log=False,  # ours holds no query strings

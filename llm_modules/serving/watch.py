@@ -1,4 +1,4 @@
-"""What passes by every request: the access log, without prompts, and patience with clients that is not endless."""
+"""What every request passes: the access log, without prompts, and bounds to how much and how slowly a client sends."""
 
 import asyncio
 import logging
@@ -8,13 +8,15 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llm_modules.serving.limits import Limits
 from llm_modules.serving.metrics import Metrics
 
+MOST_DISCARDED = 32  # times the largest body: read and dropped, so that the client comes to hear why
 logger = logging.getLogger("llm_modules.serving.access")
 
 
 class Watch:
-    """Logs a line a request, counts it, and gives up bodies that do not come.
+    """Logs a line a request, counts it, and gives up bodies that do not come or do not end.
 
     The line holds no text of anybody's: who, method, path, status, seconds, and which module wrote how many tokens.
 
@@ -22,29 +24,34 @@ class Watch:
         app: What answers.
         metrics: Counted here.
         paths: Those that are told apart in the counters; others are clients' inventions.
-        timeout_s: For each part of a body.
+        limits: Of bodies, and of the wait for each part of one.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, paths: frozenset[str], timeout_s: float):
-        self._app, self._metrics, self._paths, self._timeout_s = app, metrics, paths, timeout_s
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, paths: frozenset[str], limits: Limits):
+        self._app, self._metrics, self._paths, self._limits = app, metrics, paths, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status, whole = time.perf_counter(), 0, False
+        began, status, size, whole = time.perf_counter(), 0, 0, False
 
-        async def receive_in_time() -> Message:
-            nonlocal whole
+        async def receive_within_limits() -> Message:
+            nonlocal size, whole
             if whole:  # from here on only the client's going is waited for
                 return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), self._timeout_s)
-            except TimeoutError:
-                raise HTTPException(408, "the rest of the body did not come; send it in one go") from None
-            whole = not message.get("more_body", False)
-            return message
+            while True:
+                try:
+                    message = await asyncio.wait_for(receive(), self._limits.stalled_s)
+                except TimeoutError:
+                    raise HTTPException(408, "the rest of the body did not come; send it in one go") from None
+                size += len(message.get("body", b""))
+                whole = not message.get("more_body", False)
+                if size <= self._limits.max_body_bytes:
+                    return message
+                if whole or size > MOST_DISCARDED * self._limits.max_body_bytes:
+                    raise HTTPException(413)
 
         async def send_noting(message: Message) -> None:
             nonlocal status
@@ -53,7 +60,7 @@ class Watch:
             await send(message)
 
         try:
-            await self._app(scope, receive_in_time, send_noting)
+            await self._app(scope, receive_within_limits, send_noting)
         except Exception:
             status = status or 500  # it is answered further out
             raise
