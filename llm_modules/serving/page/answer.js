@@ -37,8 +37,10 @@ export function newAnswer(model) {
     },
     finish(words, { failed = false } = {}) {
       cancelAnimationFrame(frame);
-      draw(true);
-      note.textContent = made.note = words;
+      following(() => {
+        draw(true);
+        note.textContent = made.note = words;
+      });
       if (failed) note.setAttribute("role", "alert");
       note.classList.toggle("failed", failed);
       shown.removeAttribute("aria-busy");

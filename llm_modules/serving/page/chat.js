@@ -2,6 +2,7 @@
 
 import { fill, newAnswer } from "./answer.js";
 import { byId, element, replaceOptions } from "./elements.js";
+import { following, toEnd } from "./following.js";
 import { numbers, system } from "./parameters.js";
 
 const KEPT = "llm-modules-turns";
@@ -32,7 +33,7 @@ export function chatView({ form, run }) {
     const model = chosen.value;
     const made = newAnswer(model);
     round.append(made.element);
-    round.scrollIntoView({ block: "end" });
+    toEnd();
     await fill(made, { model, messages, ...numbers(form) }, { signal });
     if (made.text) turns.push({ question, model, text: made.text, note: made.note }); // nothing written is no turn
     keep();
@@ -46,8 +47,7 @@ export function chatView({ form, run }) {
         made.element.replaceWith(earlier(made.element));
         await reply(round, question, signal);
       });
-    round.append(retry);
-    round.scrollIntoView({ block: "end" });
+    following(() => round.append(retry));
   }
 
   const keep = () => sessionStorage.setItem(KEPT, JSON.stringify(turns));

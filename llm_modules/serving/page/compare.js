@@ -2,6 +2,7 @@
 
 import { fill, newAnswer } from "./answer.js";
 import { byId, element } from "./elements.js";
+import { toEnd } from "./following.js";
 import { numbers, system } from "./parameters.js";
 
 /** Chosen at first: the source, a model that stands alone, and as many modules as make three. */
@@ -22,7 +23,7 @@ export function compareView({ form, run, tell }) {
     const round = element("section", { class: "round" }, element("h2", { class: "question" }, question));
     round.append(element("div", { class: "columns" }, ...columns.map(({ made }) => made.element)));
     shown.append(round);
-    round.scrollIntoView({ block: "end" });
+    toEnd();
     const parameters = numbers(form);
     await Promise.all(columns.map(({ model, made }) => fill(made, { model, messages, ...parameters }, { signal })));
   }

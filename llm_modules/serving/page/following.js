@@ -2,10 +2,13 @@
 
 const NEAR = 80; // pixels from the end that count as there
 
+/** Go to the end of the page, where what is new stands. */
+export const toEnd = () => scrollTo(0, document.documentElement.scrollHeight);
+
 /** Change the page; a reader at its end stays there, one who has scrolled up stays where they are. */
 export function following(change) {
   const page = document.documentElement;
   const wasThere = page.scrollHeight - innerHeight - scrollY < NEAR;
   change();
-  if (wasThere) scrollTo(0, page.scrollHeight);
+  if (wasThere) toEnd();
 }

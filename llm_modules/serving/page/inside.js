@@ -2,6 +2,7 @@
 
 import { inspect } from "./client.js";
 import { byId, element, replaceOptions } from "./elements.js";
+import { toEnd } from "./following.js";
 import { heatChoice, heatText, shade } from "./heat.js";
 import { numbers, system } from "./parameters.js";
 
@@ -32,7 +33,7 @@ export function insideView({ form, run }) {
     );
     const round = element("section", { class: "round" }, element("h2", { class: "question" }, question), waiting);
     shown.append(round);
-    round.scrollIntoView({ block: "end" });
+    toEnd();
     try {
       waiting.replaceWith(inspection(await inspect(request, { signal })));
       round.scrollIntoView({ block: "start" });
