@@ -7,10 +7,10 @@ STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format docs bench clean
+.PHONY: help setup demo test test-slow lint format docs bench screenshots clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12 make setup   picks another interpreter (3.11 or newer)"
 
@@ -61,6 +61,9 @@ docs: $(STAMP) ## build the site of docs/ into build/site; a broken link or refe
 
 bench: $(STAMP) ## measure speed and memory against rivals and limits (under an hour)
 	$(BIN)/python -m benchmarks.run
+
+screenshots: $(STAMP) ## picture the web page with the pairs of `make demo`, into docs/ (a minute; needs Chromium)
+	$(BIN)/python docs/screenshots.py
 
 clean: ## remove the environment and all caches (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

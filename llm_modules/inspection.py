@@ -117,9 +117,18 @@ def load_pair(folder: Path) -> tuple[CombinedModel, PreTrainedTokenizerBase]:
             f"{folder} holds a language model without a source ({type(model).__name__}), so there is no bridge to look "
             "into; give a trained pair"
         )
-    if not model.config.num_cross_attention_layers:
-        raise UserError(f"the bridge of {folder} has no cross-attention layer, so there are no gates to look at")
+    check_layers(model, folder)
     return model, tokenizer
+
+
+def check_layers(model: CombinedModel, name: Path | str) -> None:
+    """Refuse a pair whose bridge has nothing to look into.
+
+    Raises:
+        UserError: If it has no layer.
+    """
+    if not model.config.num_cross_attention_layers:
+        raise UserError(f"the bridge of {name} has no cross-attention layer, so there are no gates to look at")
 
 
 def make_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from llm_modules.serving import completions, listing, upkeep
+from llm_modules.serving import completions, inspecting, listing, upkeep
 from llm_modules.serving.engine import Engine
 from llm_modules.serving.errors import ErrorAnswer, handle_errors_
 from llm_modules.serving.keys import require_key
@@ -19,7 +19,7 @@ from llm_modules.serving.page_files import PageFiles
 from llm_modules.serving.state import State
 from llm_modules.serving.watch import Watch
 
-ROUTERS: tuple[APIRouter, ...] = (completions.router, listing.router)  # under /v1, behind the key
+ROUTERS: tuple[APIRouter, ...] = (completions.router, listing.router, inspecting.router)  # under /v1, behind the key
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": meaning}
     for status, meaning in {

@@ -1,0 +1,94 @@
+// The page: which view is shown, the question below it, and one thing running at a time.
+
+import { chatView } from "./chat.js";
+import { models, rememberKey } from "./client.js";
+import { compareView } from "./compare.js";
+import { byId } from "./elements.js";
+import { insideView } from "./inside.js";
+
+const form = byId("composer");
+const { question, ask, stop } = form.elements;
+let running = null;
+
+const views = {
+  chat: chatView({ form, run }),
+  compare: compareView({ form, run, tell }),
+  inside: insideView({ form, run }),
+};
+const current = () => (location.hash.slice(1) in views ? location.hash.slice(1) : "chat");
+
+/** Run one thing; the button, or the key Escape, stops it. */
+async function run(task) {
+  if (running) return;
+  running = new AbortController();
+  busy(true);
+  try {
+    await task(running.signal);
+  } finally {
+    running = null;
+    busy(false);
+  }
+}
+
+function busy(is) {
+  const focused = [ask, stop].includes(document.activeElement);
+  ask.hidden = is;
+  stop.hidden = !is;
+  if (focused) question.focus();
+  for (const view of Object.values(views)) view.busy(is);
+}
+
+/** Say what hinders everything; an empty text takes it back. */
+function tell(text) {
+  byId("notice").textContent = text;
+  byId("notice").hidden = !text;
+}
+
+function show() {
+  for (const name of Object.keys(views)) byId(name).hidden = name !== current();
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.hash === `#${current()}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.title = `${byId(`${current()}-title`).textContent} · LLM Modules`;
+}
+
+/** Ask the server what there is; modules come and go while it runs. */
+async function offer() {
+  try {
+    const found = await models();
+    for (const view of Object.values(views)) view.offer(found);
+    byId("access").hidden = true;
+    tell("");
+  } catch (error) {
+    byId("access").hidden = error.status !== 401;
+    tell(error.message);
+  }
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = question.value.trim();
+  if (text && !running) views[current()].ask(text);
+});
+// A field that is folded away cannot say what is wrong with it.
+form.addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);
+question.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  form.requestSubmit();
+});
+stop.addEventListener("click", () => running?.abort());
+document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
+byId("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  rememberKey(byId("key").value);
+  offer();
+});
+addEventListener("hashchange", () => {
+  show();
+  offer();
+});
+
+show();
+offer();
