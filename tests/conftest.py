@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GPTNeoConfig, LlamaConfig, PreTrainedTokenizerFast, logging
 
@@ -11,6 +12,8 @@ from llm_modules.errors import UserError
 from llm_modules.files import cache_folder
 
 logging.set_verbosity_error()
+settings.register_profile("any-machine", deadline=None)  # a busy machine is no mistake of the code
+settings.load_profile("any-machine")
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 
 # every dimension differs, so that a transposed tensor cannot hide

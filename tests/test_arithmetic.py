@@ -86,7 +86,7 @@ def in_words(problem: Problem) -> str:
     return f"Let me think. The answer is {problem.answer}."
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=SEEDS)
 def test_every_problem_is_answered_rightly_and_in_form(seed: int) -> None:
     for problem in TASK.train(140, seed=seed) + TASK.test(70, seed=seed):
@@ -97,7 +97,7 @@ def test_every_problem_is_answered_rightly_and_in_form(seed: int) -> None:
         assert verdict.form, problem
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=SEEDS, off_by=st.integers(1, 50))
 def test_wrong_answers_are_refused_in_form_and_in_words(seed: int, off_by: int) -> None:
     for problem in TASK.train(70, seed=seed):
@@ -109,7 +109,7 @@ def test_wrong_answers_are_refused_in_form_and_in_words(seed: int, off_by: int) 
         assert not TASK.verify(problem, f"The answer is {wrong}.").correct
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=SEEDS)
 def test_the_right_answer_is_accepted_in_words_but_has_no_form(seed: int) -> None:
     for problem in TASK.test(70, seed=seed):
@@ -118,7 +118,7 @@ def test_the_right_answer_is_accepted_in_words_but_has_no_form(seed: int) -> Non
             assert not TASK.verify(problem, text).form
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(train_seed=SEEDS, test_seed=SEEDS)
 def test_no_held_out_pair_is_written_in_training(train_seed: int, test_seed: int) -> None:
     train = TASK.train(2_000, seed=train_seed)
@@ -204,7 +204,7 @@ def test_workings_with_a_small_number_arrive_at_the_result(a: int, b: int) -> No
     assert greatest_common_divisor(a, b).results == (math.gcd(a, b),)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=SEEDS)
 def test_every_equation_in_a_thought_holds(seed: int) -> None:
     for problem in TASK.train(140, seed=seed):

@@ -163,7 +163,7 @@ def rules(draw):
     return VisibleKnowledge(mask, first_query=draw(st.integers(0, 9)), bidirectional=draw(st.booleans()))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rule=rules(), start=st.integers(0, 6), length=st.integers(1, 6))
 def test_a_query_reads_marked_knowledge_that_is_not_in_its_future(rule, start, length):
     rendered = rule.render(start, start + length)
@@ -178,21 +178,21 @@ def test_a_query_reads_marked_knowledge_that_is_not_in_its_future(rule, start, l
                 assert bool(rendered[row, 0, query, key]) == allowed
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rule=rules(), cut=st.integers(1, 5))
 def test_masks_rendered_in_parts_are_the_mask_rendered_whole(rule, cut):
     parts = torch.cat([rule.render(0, cut), rule.render(cut, 6)], dim=2)
     assert torch.equal(parts, rule.render(0, 6))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rule=rules(), steps=st.integers(0, 5))
 def test_a_later_first_query_renders_the_later_rows(rule, steps):
     later = VisibleKnowledge(rule.mask, first_query=rule.first_query + steps, bidirectional=rule.bidirectional)
     assert torch.equal(later.render(0, 3), rule.render(steps, steps + 3))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.integers(0, QUERIES - 1), st.integers(-3, KEYS - 1))
 def test_weights_are_those_that_forward_attends_with(seed, start, first_query):
     made = silence_adapter_(set_gate_(layer(), is_open=True))

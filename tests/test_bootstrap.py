@@ -9,7 +9,7 @@ from llm_modules import bootstrap as module
 from llm_modules.bootstrap import Estimate, bootstrap
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 9)), min_size=1, max_size=40))
 def test_interval_lies_within_the_extremes_and_the_value_is_the_ratio(problems):
     totals, sizes = zip(*problems, strict=True)

@@ -15,7 +15,7 @@ WIDE = tiny_generator_config(hidden_size=64)  # so that a mean over features say
 
 
 @pytest.mark.parametrize("placement", ["front", "interleaved"])
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(share=st.floats(0.01, 0.99), start=st.sampled_from(["identity", "published"]))
 def test_gates_start_about_as_far_open_as_asked(placement, share, start):
     choices = {"placement": placement, "start": start, "visibility": "causal", "generator": WIDE}

@@ -239,7 +239,7 @@ def test_a_generator_learns_to_speak_as_its_teacher():
 # -- sizes --------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(wanted=st.integers(300, 60_000))
 def test_generator_of_a_size_is_the_nearest_one(wanted):
     config = tiny_source_config(hidden_size=12, num_attention_heads=3, num_key_value_heads=3, num_hidden_layers=1)

@@ -146,7 +146,7 @@ def test_bidirectional_foresees_random_tokens():
 
 
 @pytest.mark.parametrize("wiring", WIRINGS, ids=ids_of)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_cached_logits_equal_full_logits(wiring, data):
     model = pair(wiring)

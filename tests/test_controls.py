@@ -118,7 +118,7 @@ def test_unknown_prompt_is_refused_by_a_swapped_source():
         swapped.read(torch.tensor([[4, 3]]))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.lists(st.integers(3, 9), min_size=1, max_size=5), st.integers(3, 6)), min_size=2))
 def test_lent_prompt_is_the_nearest_in_length_of_those_with_another_response(drawn):
     asked = examples(*((prompt, [response, 2]) for prompt, response in drawn))

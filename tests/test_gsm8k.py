@@ -84,7 +84,7 @@ def test_record_that_cannot_be_used_is_named(tmp_path, record, message):
         get_task("gsm8k", data=path)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(-(10**6), 10**6), st.integers(1, 99))
 def test_numbers_equal_themselves_and_no_other(number, step):
     assert is_number(str(number))

@@ -55,7 +55,7 @@ def test_system_turn_wins_over_system_field():
     assert to_conversation({"system": "other", "messages": [SYSTEM, QUESTION, ANSWER]}) == [SYSTEM, QUESTION, ANSWER]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
 def test_a_conversation_trains_as_one_example_per_assistant_turn(pairs):
     turns = [
@@ -69,7 +69,7 @@ def test_a_conversation_trains_as_one_example_per_assistant_turn(pairs):
     assert all(example == conversation[: len(example)] for example in examples)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3))
 def test_jsonl_csv_and_parquet_hold_the_same(tmp_path_factory, pairs):
     folder = tmp_path_factory.mktemp("forms")

@@ -59,7 +59,7 @@ def test_plain_form_closes_earlier_turns(tokenizer):
 
 
 @pytest.mark.parametrize("template", ["chat", "plain"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(turns=TURNS)
 def test_training_prompt_equals_inference_prompt_and_ends_in_one_eos(tokenizer, template, turns):
     tokenizer = with_template(tokenizer, template)

@@ -29,7 +29,7 @@ def test_watching_changes_no_logit_and_leaves_nothing_behind(visibility):
     assert set(vars(model.bridge.layers[0])) == names and not model.bridge.layers[0]._forward_hooks
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.sampled_from(["prompt", "causal"]), st.integers(0, 3), st.integers(1, LENGTH), st.integers(0, 99))
 @torch.no_grad()
 def test_rows_sum_to_one_are_zero_where_nothing_is_visible_and_gates_lie_between(visibility, padding, num_last, seed):

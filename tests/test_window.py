@@ -27,7 +27,7 @@ def last_logits(model, ids, mask=None, **kwargs):
 # -- the window itself ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9), st.integers(0, 5)), min_size=1, max_size=4),
     size=st.integers(1, 9),

@@ -20,7 +20,7 @@ def page(browser, served):
 TAGS = [tag for part in (THOUGHT, SOLUTION) for tag in re.findall(r"<\|\w+\|>", part)]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from([*TAGS, "a", " ", "<", "<|", "<|end", "|>", "\n"]), max_size=12))
 def test_no_part_of_a_tag_is_ever_shown_while_an_answer_streams(page, pieces):
     text = "".join(pieces)
