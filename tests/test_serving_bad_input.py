@@ -226,6 +226,18 @@ def test_client_that_stalls_is_hung_up_on(modules):
         assert time.monotonic() - start < 30
 
 
+def test_connection_that_is_in_use_is_kept(modules):
+    with serving(modules, limits=Limits(stalled_s=0.6)) as client:
+        address = str(client.base_url).removesuffix("v1/") + "health"
+        streams = set()
+        for _ in range(20):  # at most looks nothing is under way, and yet something was in between
+            response = client._client.get(address)
+            assert response.status_code == 200
+            streams.add(response.extensions["network_stream"].get_extra_info("client_addr"))
+            time.sleep(0.1)
+        assert len(streams) == 1  # one connection all the time
+
+
 # -- loading while it runs ---------------------------------------------------------------------------------------------
 
 

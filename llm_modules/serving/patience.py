@@ -15,6 +15,7 @@ def patient_protocol(timeout_s: float) -> type[H11Protocol]:
     class PatientProtocol(H11Protocol):
         _look: asyncio.TimerHandle | None = None
         _stood_still = False
+        _last_cycle: object = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -30,7 +31,9 @@ def patient_protocol(timeout_s: float) -> type[H11Protocol]:
 
         def _look_now(self) -> None:
             answering = self.cycle is not None and not self.cycle.response_complete
-            stands_still = self.flow.write_paused if answering else True
+            asked_since = self.cycle is not self._last_cycle  # between two looks a whole answer may have been given
+            self._last_cycle = self.cycle
+            stands_still = self.flow.write_paused if answering else not asked_since
             if stands_still and self._stood_still:
                 self.transport.abort()  # closing would wait for the client to read what is still to be sent
                 return
