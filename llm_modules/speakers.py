@@ -1,5 +1,6 @@
 """Those who answer in a chat: modules that share one source, and the source itself, each by a short name."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llm_modules.data.templates import with_template
 from llm_modules.errors import UserError
-from llm_modules.loading import load_trained
-from llm_modules.modeling import CombinedModel
-from llm_modules.source import Source
+from llm_modules.loading import load_together, source_of
 
 SOURCE = "source"
 
@@ -46,18 +45,17 @@ def load_speakers(folders: Sequence[Path], *, echo: Callable[[str], object]) -> 
     """
     names = short_names(folders)
     found: dict[str, Speaker] = {}
-    source: Source | None = None
+    loading = load_together(folders)
     for name, folder in zip(names, folders, strict=True):
         echo(f"loading {folder}")
         try:
-            model, tokenizer = load_trained(folder, source=source)
+            model, tokenizer = next(loading)
         except UserError as error:
             if len(folders) == 1:
                 raise
             raise UserError(f"{folder}: {error}") from error
-        if isinstance(model, CombinedModel):
-            source = model.source
         found[name] = Speaker(name, model, tokenizer)
+    source = source_of(speaker.model for speaker in found.values())
     if source is not None and source.model is not None and source.tokenizer is not None:
         own = source.tokenizer if source.tokenizer.chat_template else with_template(source.tokenizer, "plain")
         found[SOURCE] = Speaker(SOURCE, source.model, own)
@@ -66,6 +64,8 @@ def load_speakers(folders: Sequence[Path], *, echo: Callable[[str], object]) -> 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
     """The end of each path that no other shares, without a last `model`: `runs/facts/model` is `facts`.
+
+    Where there is no such end, the path as it was given; the whole one, if that is somebody else's name.
 
     Raises:
         UserError: If a folder is given twice.
@@ -83,4 +83,6 @@ def short_names(folders: Sequence[Path]) -> list[str]:
                 return "/".join(ending)
         return str(folder)
 
-    return [name(mine, folder) for mine, folder in zip(parts, folders, strict=True)]
+    names = [name(mine, folder) for mine, folder in zip(parts, folders, strict=True)]
+    taken = Counter([SOURCE, *names])
+    return [name if taken[name] == 1 else str(path) for name, path in zip(names, paths, strict=True)]

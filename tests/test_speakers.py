@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
@@ -75,6 +75,8 @@ parts = st.sampled_from(["a", "b", "model", SOURCE])
 
 
 @given(st.lists(st.lists(parts, min_size=1, max_size=4).map("/".join), min_size=1, max_size=5, unique=True))
+@example(["source", "source/model"])
+@example(["a", "a/model", "b/a/model/model", "model/model"])
 def test_names_never_clash(paths):
     names = short_names([Path(path) for path in paths])
     assert len({*names, SOURCE}) == len(paths) + 1
