@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from llm_modules.errors import UserError
+from llm_modules.serving.limits import Limits
 
 app = typer.Typer(
     help="LLM Modules: a frozen large language model plus a small trainable partner.",
@@ -221,18 +222,19 @@ def serve(
     allow_loading: Annotated[
         Path | None, typer.Option(help="Folder that modules may be loaded from while the server runs.")
     ] = None,
-    max_at_once: Annotated[int, typer.Option(min=8, help="Answers written side by side.")] = 32,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait; more are refused.")] = 64,
-    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a prompt.")] = 4096,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 1024,
+    max_at_once: Annotated[int, typer.Option(min=8, help="Answers written side by side.")] = Limits.max_at_once,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait; more are refused.")] = Limits.max_waiting,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a prompt.")] = Limits.max_prompt_tokens,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = Limits.max_new_tokens,
     max_shared_tokens: Annotated[
         int, typer.Option(min=0, help="Tokens of late prompts of which the source's reading is kept.")
-    ] = 8192,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds from a request to the end of its answer.")] = 300.0,
+    ] = Limits.max_shared_tokens,
+    timeout_s: Annotated[
+        float, typer.Option(min=0.1, help="Seconds from a request to the end of its answer.")
+    ] = Limits.timeout_s,
 ) -> None:
     """Serve trained models, and their source, to any client of OpenAI's interface, with a web page."""
     from llm_modules.serving.address import listening
-    from llm_modules.serving.limits import Limits
 
     limits = Limits(
         max_at_once=max_at_once,

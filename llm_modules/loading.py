@@ -1,5 +1,6 @@
 """Load whatever `llm-modules train` left in a folder, with the tokenizer it was trained with."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,24 @@ def load_trained(folder: str | Path, *, source: Source | None = None) -> tuple[A
     if tokenizer is None:
         raise UserError(f"{folder} holds no tokenizer; save the model again with one")
     return model, tokenizer
+
+
+def load_together(folders: Iterable[str | Path]) -> Iterator[tuple[Any, PreTrainedTokenizerBase]]:
+    """Trained models one after another, as [`load_trained`]: the first pair with its source, all after it on that one.
+
+    Raises:
+        UserError: As it does; a pair on another source is refused.
+    """
+    source: Source | None = None
+    for folder in folders:
+        model, tokenizer = load_trained(folder, source=source)
+        source = source_of([model]) or source
+        yield model, tokenizer
+
+
+def source_of(models: Iterable[Any]) -> Source | None:
+    """The source of the first pair among some models."""
+    return next((model.source for model in models if isinstance(model, CombinedModel)), None)
 
 
 def load_causal_lm(name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -12,7 +12,6 @@ from llm_modules.verdicts import ACCURACY_BAR, FORM_BAR, SPEED_BAR, Results, bes
 
 __all__ = ["summary", "verdicts", "write_report"]
 
-"""Columns of the printed summary."""
 GIST_LENGTH = 100
 """Characters of an answer that are shown without asking for more."""
 

@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llm_modules.chat import Conversation, Sampling
 from llm_modules.errors import UserError
-from llm_modules.modeling import CombinedModel
+from llm_modules.loading import source_of
 from llm_modules.settings import nearest_key
 from llm_modules.shared_reading import SharedReading
 from llm_modules.shown import Screen
@@ -44,8 +44,8 @@ def chat(folders: Sequence[Path], sampling: Sampling, *, system: str | None = No
         speakers = load_speakers(folders, echo=status.update)
     torch.manual_seed(sampling.seed)
     first = next(iter(speakers.values()))
-    pairs = (speaker.model for speaker in speakers.values() if isinstance(speaker.model, CombinedModel))
-    shared = next((SharedReading(pair.source) for pair in pairs), None)
+    source = source_of(speaker.model for speaker in speakers.values())
+    shared = None if source is None else SharedReading(source)
     conversation = Conversation(first.model, first.tokenizer, sampling, system, shared=shared)
     completions = dict.fromkeys(COMMANDS) | {"/model": dict.fromkeys(speakers)}
     Talk(conversation, speakers=speakers, screen=screen).go(reader(completions))

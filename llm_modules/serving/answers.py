@@ -1,10 +1,10 @@
 """What clients get, as OpenAI's clients read it."""
 
-import time
 import uuid
+from itertools import accumulate
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
 
 from llm_modules.serving.drawing import Likelihood
@@ -12,10 +12,6 @@ from llm_modules.serving.jobs import Said
 from llm_modules.serving.modules import Module
 
 FinishReason = Literal["stop", "length"]
-
-
-def _now() -> int:
-    return int(time.time())
 
 
 class Usage(BaseModel):
@@ -80,7 +76,7 @@ class TextLogprobs(BaseModel):
     def of(cls, said: list[Said], tokenizer: PreTrainedTokenizerBase, *, offset: int) -> "TextLogprobs":
         """Spelled; `offset` is where the text of the first begins."""
         tokens = [tokenizer.decode([one.likelihood.token]) for one in said]
-        offsets = [offset + sum(map(len, tokens[:place])) for place in range(len(tokens))]
+        offsets = list(accumulate(map(len, tokens), initial=offset))[:-1]
         others = [{tokenizer.decode([other.token]): other.logprob for other in one.others} for one in said]
         logprobs = [one.likelihood.logprob for one in said]
         return cls(tokens=tokens, token_logprobs=logprobs, top_logprobs=others, text_offset=offsets)
@@ -108,7 +104,7 @@ class ChatCompletion(BaseModel):
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
-    created: int = Field(default_factory=_now)
+    created: int
     model: str
     choices: list[ChatChoice]
     usage: Usage
@@ -128,7 +124,7 @@ class TextCompletion(BaseModel):
 
     id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int = Field(default_factory=_now)
+    created: int
     model: str
     choices: list[TextChoice]
     usage: Usage | None

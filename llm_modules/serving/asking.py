@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -26,10 +26,11 @@ class Asked:
     """A job on its way; its pieces cross from the engine's thread to the event loop.
 
     Args:
+        request: What came; the access log finds the job there.
         serving: Whose engine does it.
         module: Who answers.
         prompt_ids: The prompt.
-        body: The request.
+        body: The request's.
 
     Raises:
         ApiError: For a prompt or an answer that is longer than may be.
@@ -37,7 +38,12 @@ class Asked:
     """
 
     def __init__(
-        self, serving: State, module: Module, prompt_ids: Sequence[int], body: ChatRequest | CompletionRequest
+        self,
+        request: Request,
+        serving: State,
+        module: Module,
+        prompt_ids: Sequence[int],
+        body: ChatRequest | CompletionRequest,
     ):
         loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
@@ -58,6 +64,7 @@ class Asked:
         )
         self.num_written = 0
         serving.engine.submit(self.job)
+        request.state.asked = self
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """All pieces, to the last of the last answer.
@@ -119,13 +126,19 @@ def sampling_of(body: ChatRequest | CompletionRequest, max_new_tokens: int) -> S
     )
 
 
-def check_prompt(prompt_ids: Sequence[int], module: Module) -> None:
-    """Refuse tokens that the module does not have.
+async def encoded(encode: Callable[[], list[int]], module: Module) -> list[int]:
+    """A prompt's tokens, made in a thread: a long text must not hold up the event loop.
 
     Raises:
-        UserError: For an id beyond its vocabulary.
+        UserError: For an id beyond the module's vocabulary.
     """
-    check_ids(prompt_ids, module.tokenizer, vocab_size=module.speaker.vocab_size)
+
+    def run() -> list[int]:
+        ids = encode()
+        check_ids(ids, module.tokenizer, vocab_size=module.speaker.vocab_size)
+        return ids
+
+    return await asyncio.to_thread(run)
 
 
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:

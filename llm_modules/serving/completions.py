@@ -1,8 +1,8 @@
 """`POST /v1/chat/completions` and `POST /v1/completions`, streamed and whole."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -24,12 +24,12 @@ from llm_modules.serving.answers import (
     Usage,
     new_id,
 )
-from llm_modules.serving.asking import Asked, check_prompt, unless_gone
+from llm_modules.serving.asking import Asked, encoded, unless_gone
 from llm_modules.serving.errors import as_api_error
 from llm_modules.serving.jobs import Piece, Said
 from llm_modules.serving.modules import Module
 from llm_modules.serving.requests import ChatRequest, CompletionRequest
-from llm_modules.serving.state import Serving, State
+from llm_modules.serving.state import Serving
 
 router = APIRouter(tags=["completions"])
 EVENT = {
@@ -45,50 +45,16 @@ async def chat(body: ChatRequest, request: Request, serving: Serving):
     """Answer a conversation."""
     module = serving.modules.get(body.model)
     turns = [message.as_turn() for message in body.messages]
-    ids = await asyncio.to_thread(_checked, lambda: encode_prompt(turns, module.tokenizer), module)
-    asked = _ask(serving, request, module, ids, body)
-    if body.stream:
-        return await _streamed(request, asked, _ChatStream(body, module))
-    answers = await unless_gone(request, _gather(asked))
-    return ChatCompletion(
-        id=new_id("chatcmpl"),
-        model=module.name,
-        choices=[
-            ChatChoice(
-                index=index,
-                message=ChatMessage(content=answer.text),
-                logprobs=ChatLogprobs.of(answer.said, module.tokenizer) if body.logprobs else None,
-                finish_reason=answer.finish_reason,
-            )
-            for index, answer in enumerate(answers)
-        ],
-        usage=Usage.of(len(ids), asked.num_written),
-    )
+    ids = await encoded(lambda: encode_prompt(turns, module.tokenizer), module)
+    return await _answered(request, Asked(request, serving, module, ids, body), _ChatForm(body, module))
 
 
 @router.post("/completions", response_model=TextCompletion, responses=STREAMED)
 async def complete(body: CompletionRequest, request: Request, serving: Serving):
     """Continue a text as it stands, without a chat template."""
     module = serving.modules.get(body.model)
-    ids = await asyncio.to_thread(_checked, lambda: _encode_text(body.prompt, module), module)
-    asked = _ask(serving, request, module, ids, body)
-    if body.stream:
-        return await _streamed(request, asked, _TextStream(body, module))
-    answers = await unless_gone(request, _gather(asked))
-    return TextCompletion(
-        id=new_id("cmpl"),
-        model=module.name,
-        choices=[
-            TextChoice(
-                index=index,
-                text=answer.text,
-                logprobs=None if body.logprobs is None else TextLogprobs.of(answer.said, module.tokenizer, offset=0),
-                finish_reason=answer.finish_reason,
-            )
-            for index, answer in enumerate(answers)
-        ],
-        usage=Usage.of(len(ids), asked.num_written),
-    )
+    ids = await encoded(lambda: _encode_text(body.prompt, module), module)
+    return await _answered(request, Asked(request, serving, module, ids, body), _TextForm(body, module))
 
 
 def _encode_text(prompt: str | list[int], module: Module) -> list[int]:
@@ -98,18 +64,12 @@ def _encode_text(prompt: str | list[int], module: Module) -> list[int]:
     return prompt
 
 
-def _checked(encode: Callable[[], list[int]], module: Module) -> list[int]:
-    ids = encode()
-    check_prompt(ids, module)
-    return ids
-
-
-def _ask(
-    serving: State, request: Request, module: Module, ids: Sequence[int], body: ChatRequest | CompletionRequest
-) -> Asked:
-    asked = Asked(serving, module, ids, body)
-    request.state.asked = asked  # for the access log
-    return asked
+async def _answered(request: Request, asked: Asked, form: "_Form") -> Any:
+    """The response, whole or streamed."""
+    if form.body.stream:
+        return await _streamed(request, asked, form)
+    answers = await unless_gone(request, _gather(asked))
+    return form.whole(answers, Usage.of(len(asked.job.prompt_ids), asked.num_written))
 
 
 async def _gather(asked: Asked) -> list[Piece]:
@@ -128,7 +88,7 @@ async def _gather(asked: Asked) -> list[Piece]:
     ]
 
 
-async def _streamed(request: Request, asked: Asked, form: "_Stream") -> StreamingResponse:
+async def _streamed(request: Request, asked: Asked, form: "_Form") -> StreamingResponse:
     """Events, once the first piece is there: what fails before that has a status of its own."""
     pieces = asked.pieces()
     first = await unless_gone(request, anext(pieces))
@@ -139,7 +99,7 @@ async def _streamed(request: Request, asked: Asked, form: "_Stream") -> Streamin
     )
 
 
-async def _events(first: Piece, pieces: AsyncIterator[Piece], asked: Asked, form: "_Stream") -> AsyncIterator[str]:
+async def _events(first: Piece, pieces: AsyncIterator[Piece], asked: Asked, form: "_Form") -> AsyncIterator[str]:
     try:
         for chunk in form.opening():
             yield _event(chunk)
@@ -161,70 +121,90 @@ def _event(chunk: BaseModel) -> str:
     return f"data: {chunk.model_dump_json(exclude_unset=True)}\n\n"
 
 
-class _Stream:
-    """The pieces of a streamed response, in one of the two forms."""
+class _Form(ABC):
+    """One of the two forms of a response, whole or in the pieces of a stream."""
 
-    def __init__(self, body: ChatRequest | CompletionRequest, module: Module):
-        self._body, self._tokenizer = body, module.tokenizer
-        self._common: dict[str, Any] = {"model": module.name, "created": int(time.time())}
-        if body.wants_usage:
-            self._common["usage"] = None
+    def __init__(self, body: ChatRequest | CompletionRequest, module: Module, *, kind: str):
+        self.body, self._tokenizer = body, module.tokenizer
+        self._common: dict[str, Any] = {"id": new_id(kind), "model": module.name, "created": int(time.time())}
+
+    @abstractmethod
+    def whole(self, answers: Sequence[Piece], usage: Usage) -> BaseModel:
+        """All answers at once."""
 
     def opening(self) -> Iterable[BaseModel]:
-        """What comes before the text."""
+        """What comes before the text of a stream."""
         return ()
 
+    @abstractmethod
     def chunks(self, piece: Piece) -> Iterable[BaseModel]:
         """A piece as events."""
-        raise NotImplementedError
 
     def closing(self, usage: Usage) -> Iterable[BaseModel]:
         """What comes after it."""
-        if self._body.wants_usage:
+        if self.body.wants_usage:
             yield self._chunk([]).model_copy(update={"usage": usage})
 
-    def _chunk(self, choices: list) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _chunk(self, choices: list) -> BaseModel: ...
 
 
-class _ChatStream(_Stream):
+class _ChatForm(_Form):
     def __init__(self, body: ChatRequest, module: Module):
-        super().__init__(body, module)
-        self._common |= {"id": new_id("chatcmpl"), "object": "chat.completion.chunk"}
+        super().__init__(body, module, kind="chatcmpl")
         self._with_logprobs = bool(body.logprobs)
 
+    def whole(self, answers: Sequence[Piece], usage: Usage) -> ChatCompletion:
+        choices = [
+            ChatChoice(
+                index=answer.index,
+                message=ChatMessage(content=answer.text),
+                logprobs=self._logprobs(answer),
+                finish_reason=answer.finish_reason,
+            )
+            for answer in answers
+        ]
+        return ChatCompletion(**self._common, choices=choices, usage=usage)
+
     def opening(self) -> Iterable[BaseModel]:
-        for index in range(self._body.n or 1):
+        for index in range(self.body.n or 1):
             yield self._piece(index, Delta(role="assistant", content=""))
 
     def chunks(self, piece: Piece) -> Iterable[BaseModel]:
         if piece.text or piece.said:
-            logprobs = ChatLogprobs.of(piece.said, self._tokenizer) if self._with_logprobs else None
-            yield self._piece(piece.index, Delta(content=piece.text), logprobs)
+            yield self._piece(piece.index, Delta(content=piece.text), self._logprobs(piece))
         if piece.finish_reason is not None:
             yield self._piece(piece.index, Delta(), None, piece.finish_reason)
+
+    def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
+        return ChatLogprobs.of(piece.said, self._tokenizer) if self._with_logprobs else None
 
     def _piece(self, index: int, delta: Delta, logprobs: Any = None, reason: Any = None) -> ChatChunk:
         return self._chunk([ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=reason)])
 
     def _chunk(self, choices: list) -> ChatChunk:
-        return ChatChunk(**self._common, choices=choices)
+        usage = {"usage": None} if self.body.wants_usage else {}
+        return ChatChunk(**self._common, **usage, object="chat.completion.chunk", choices=choices)
 
 
-class _TextStream(_Stream):
+class _TextForm(_Form):
     def __init__(self, body: CompletionRequest, module: Module):
-        super().__init__(body, module)
-        self._common |= {"id": new_id("cmpl"), "object": "text_completion", "usage": None}
+        super().__init__(body, module, kind="cmpl")
         self._with_logprobs = body.logprobs is not None
         self._offsets = [0] * (body.n or 1)
 
+    def whole(self, answers: Sequence[Piece], usage: Usage) -> TextCompletion:
+        return TextCompletion(**self._common, choices=[self._choice(answer) for answer in answers], usage=usage)
+
     def chunks(self, piece: Piece) -> Iterable[BaseModel]:
+        yield self._chunk([self._choice(piece)])
+
+    def _choice(self, piece: Piece) -> TextChoice:
         logprobs = None
         if self._with_logprobs:
             logprobs = TextLogprobs.of(piece.said, self._tokenizer, offset=self._offsets[piece.index])
             self._offsets[piece.index] += len(piece.text)
-        choice = TextChoice(index=piece.index, text=piece.text, logprobs=logprobs, finish_reason=piece.finish_reason)
-        yield self._chunk([choice])
+        return TextChoice(index=piece.index, text=piece.text, logprobs=logprobs, finish_reason=piece.finish_reason)
 
     def _chunk(self, choices: list) -> TextCompletion:
-        return TextCompletion(**self._common, choices=choices)
+        return TextCompletion(**self._common, object="text_completion", choices=choices, usage=None)

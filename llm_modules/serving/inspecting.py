@@ -10,7 +10,7 @@ from llm_modules.data.templates import Example, encode_prompt
 from llm_modules.inspection import Inspection, check_layers, inspect_answer
 from llm_modules.modeling import CombinedModel
 from llm_modules.serving.answers import FinishReason
-from llm_modules.serving.asking import Asked, check_prompt, unless_gone
+from llm_modules.serving.asking import Asked, encoded, unless_gone
 from llm_modules.serving.errors import ApiError
 from llm_modules.serving.modules import Module
 from llm_modules.serving.requests import ChatRequest, Count, Message, Name
@@ -67,11 +67,10 @@ async def inspect(body: InspectionRequest, request: Request, serving: Serving) -
     """Answer a conversation with the likeliest words, and tell what each token of the answer was written from."""
     module = serving.modules.get(body.model)
     model = _pair_of(module, serving)
-    ids = await asyncio.to_thread(encode_prompt, [message.as_turn() for message in body.messages], module.tokenizer)
-    check_prompt(ids, module)
+    turns = [message.as_turn() for message in body.messages]
+    ids = await encoded(lambda: encode_prompt(turns, module.tokenizer), module)
     _check_size(model, len(ids), body.max_tokens)
-    asked = Asked(serving, module, ids, _as_chat(body))
-    request.state.asked = asked  # for the access log
+    asked = Asked(request, serving, module, ids, _as_chat(body))
     response_ids, reason = await unless_gone(request, _written(asked))
     watching = serving.engine.run(
         lambda: inspect_answer(model, Example(ids, response_ids), module.tokenizer, question="")

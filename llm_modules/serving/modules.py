@@ -11,13 +11,13 @@ from typing import Self
 from transformers import PreTrainedTokenizerBase
 
 from llm_modules.errors import UserError
-from llm_modules.loading import load_trained
+from llm_modules.loading import load_together, load_trained, source_of
 from llm_modules.modeling import CombinedModel
 from llm_modules.serving.speakers import PairSpeaker, SourceSpeaker, Speaker
 from llm_modules.shared_reading import SharedReading
 from llm_modules.source import Source
+from llm_modules.speakers import SOURCE
 
-SOURCE = "source"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -82,23 +82,19 @@ class Modules:
         named = [_named(model) for model in models]
         for name, folder in named:
             _check_name(name, folder, taken=[SOURCE, *(other for other, path in named if path != folder)])
-        loaded, source = [], None
-        for name, folder in named:
-            model, tokenizer = load_trained(folder, source=source)
-            loaded.append((name, model, tokenizer))
-            if source is None and isinstance(model, CombinedModel):
-                source = model.source
+        loaded = list(load_together(folder for _, folder in named))
+        source = source_of(model for model, _ in loaded)
         if source is None:
             raise UserError(
                 f"none of {', '.join(models)} is a pair, so there is no source to serve; give a trained pair"
             )
         modules = cls(source, max_shared_tokens=max_shared_tokens)
-        for name, model, tokenizer in loaded:
+        for (name, _), (model, tokenizer) in zip(named, loaded, strict=True):
             modules._add(name, model, tokenizer)
         return modules
 
     def __iter__(self):
-        return iter(list(self._known.values()))
+        return iter(self._known.values())  # which is never changed, only replaced
 
     def get(self, name: str) -> Module:
         """The module of that name.
@@ -133,7 +129,7 @@ class Modules:
             raise UserError("the source serves all modules and cannot be unloaded; unload a module, or stop the server")
         with self._loading:
             self.get(name)
-            del self._known[name]
+            self._known = {other: module for other, module in self._known.items() if other != name}
 
     def _add(self, name: str, model, tokenizer: PreTrainedTokenizerBase) -> Module:
         if not isinstance(model, CombinedModel):
@@ -147,7 +143,7 @@ class Modules:
             )
         else:
             module = Module(name, PairSpeaker(model, self.shared), tokenizer, parent=SOURCE, model=model)
-        self._known = {**self._known, name: module}  # whoever is going through the old one goes on
+        self._known = {**self._known, name: module}
         return module
 
 

@@ -17,6 +17,7 @@ from llm_modules.tasks import marks
 MOST_NUMBERS = 6
 LONGEST_SENTENCE = 18  # words
 NUM_CANDIDATES = 60  # sentences of other stories, one of which is told
+SHARE_ADDED = 0.35  # of two things that are asked about; the others are compared
 NEW = "Z"  # the mark of a number that is put in, until all are marked anew
 
 _END = re.compile(r"(?<=[.?!])\s+")
@@ -25,6 +26,19 @@ _THING = r"((?:[a-z]+ )?[a-z]+s)\b"
 _TWO_THINGS = re.compile(rf"{_NUMBER} {_THING} and {_NUMBER} {_THING}")
 _ONE_THING = re.compile(rf"\b(?:has|had|have|are|were|bought|picked|made|found|sold|read|collected) {_NUMBER} {_THING}")
 _ASKED = re.compile(r"how many (?:\w+ )?(\w+)")
+_THERE = ("are there", "were there", "were there at first", "are there in the beginning")
+_QUESTIONS = {
+    "+": (
+        "how many {many} and {few} {there} ?",
+        "how many {many} and {few} {there} in all ?",
+        "how many {few} and {many} {there} altogether ?",
+    ),
+    "-": (
+        "how many more {many} than {few} {there} ?",
+        "how many fewer {few} than {many} {there} ?",
+        "how many more {many} {there} than {few} ?",
+    ),
+}
 _SUMMED = frozenset(re.findall(r"\w+", """
     altogether all total together combined sum things items pieces animals fruits flowers people money
 """))  # fmt: skip
@@ -171,20 +185,10 @@ class Variations:
         (more, many), (less, few) = sorted(pairs, key=lambda pair: -float(numbers[pair[0]]))
         if many == few or float(numbers[more]) == float(numbers[less]) or _SMALL & {*many.split(), *few.split()}:
             return None
-        there = rng.choice(["are there", "were there", "were there at first", "are there in the beginning"])
-        if rng.random() < 0.35:
-            question = rng.choice([
-                f"how many {many} and {few} {there} ?",
-                f"how many {many} and {few} {there} in all ?",
-                f"how many {few} and {many} {there} altogether ?",
-            ])  # fmt: skip
-            return replace(story, body=(text,), question=question, response=f"{more}+{less}")
-        question = rng.choice([
-            f"how many more {many} than {few} {there} ?",
-            f"how many fewer {few} than {many} {there} ?",
-            f"how many more {many} {there} than {few} ?",
-        ])  # fmt: skip
-        return replace(story, body=(text,), question=question, response=f"{more}-{less}")
+        there = rng.choice(_THERE)
+        sign = "+" if rng.random() < SHARE_ADDED else "-"
+        question = rng.choice(_QUESTIONS[sign]).format(many=many, few=few, there=there)
+        return replace(story, body=(text,), question=question, response=f"{more}{sign}{less}")
 
     def _other_thing(self, story: _Story, rng: random.Random) -> str | None:
         """One that the story does not name."""
@@ -198,8 +202,6 @@ def _words(text: str) -> set[str]:
 
 def _beside(text: str, place: re.Match[str], new: str, *, first: bool) -> str:
     """A text with something counted before or behind what stands in a place, and an `and` between them."""
-    found = place[0]
     if first:
-        start = place.end() - len(found[re.search(_NUMBER, found).start() :])  # type: ignore[union-attr]
-        return f"{text[:start]}{new} and {text[start:]}"
+        return f"{text[: place.start()]}{new} and {text[place.start() :]}"
     return f"{text[: place.end()]} and {new}{text[place.end() :]}"
