@@ -77,13 +77,15 @@ def publish(
     command += " --quick" * given.quick
     measured_on = {
         "cpu": machine()["cpu"],
+        "accelerator": machine()["accelerator"],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
     caption = (
         f"`{command}`, seed {results['seed']}, {minutes:.1f} minutes on {measured_on['cpu']}, {measured_on['threads']} "
-        f"threads, no GPU; torch {measured_on['torch']}, fp32."
+        f"threads, {measured_on['accelerator'] or 'no GPU'}; torch {measured_on['torch']}, "
+        f"{results.get('dtype', 'fp32')}."
     )
     text = f"{measured}\n\n{caption}"
     print(f"\n{text}\n")

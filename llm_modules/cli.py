@@ -120,6 +120,7 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(help="Folder for figures, table and page; left out, runs/sweeps/ and FILE's name.")
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once: more than one pays on a GPU or many cores.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be trained.")] = False,
 ) -> None:
     """Train and judge every point of a grid or list of settings; the same command goes on where it was stopped."""
@@ -129,8 +130,9 @@ def sweep(
     from llm_modules.sweep import sweep as run_sweep  # slow to import: mistakes in the file are told first
 
     options = [*(overrides or []), *([] if out is None else ["--out", str(out)])]
+    options += ["--jobs", str(jobs)] if jobs > 1 else []
     command = ["llm-modules", "sweep", str(file), *options]
-    if run_sweep(found, output=out, dry_run=dry_run, command=command):
+    if run_sweep(found, output=out, dry_run=dry_run, command=command, jobs=jobs):
         raise typer.Exit(1)
 
 

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import torch
-
 from llm_modules.data.templates import with_template
 from llm_modules.errors import UserError
 from llm_modules.features import distinct_texts
+from llm_modules.machine import best_device
 from llm_modules.modeling import CombinedModel
 from llm_modules.settings import Settings
 from llm_modules.store.extraction import Extraction
@@ -39,8 +38,7 @@ def extract(settings: Settings, *, out: Path | None, process: int, num_processes
     examples = [*data.training, *data.validation]
     for example in examples:
         model.check_room(len(example.prompt_ids), len(example.response_ids))
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    model.to(best_device())
     print(f"{len(examples):,} examples")
     key = Key.of(model, tokenizer, dtype=settings.training.features_dtype)
     folder = default_folder(key) if out is None else out.expanduser()

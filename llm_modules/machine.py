@@ -1,4 +1,4 @@
-"""What figures were measured on, and how much memory they took."""
+"""What figures were measured on, how much memory they took, and where models compute."""
 
 import os
 import platform
@@ -10,13 +10,20 @@ import torch
 import transformers
 
 
+def best_device() -> torch.device:
+    """Where a model computes that nobody placed: on the accelerator if there is one, else on the processor."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
 def machine() -> dict:
-    """Processor, cores in use, memory, and versions."""
+    """Processor, accelerator if any, cores in use, memory, and versions."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return {
         "cpu": named or platform.processor() or platform.machine(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": torch.get_num_threads(),
         "memory_gb": _memory_gb(),
         "torch": torch.__version__,
@@ -26,7 +33,12 @@ def machine() -> dict:
 
 
 def peak_gb() -> float:
-    """Largest resident memory of this process so far, in GB; where the system says so, without its parent's."""
+    """Most memory that this process has held so far, in GB: of its GPU once it uses one, else resident memory.
+
+    Resident memory is that of this process without its parent's, where the system tells them apart.
+    """
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved() / 1e9
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

@@ -3,13 +3,17 @@
 import json
 import multiprocessing
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import blake2b
+from multiprocessing.connection import wait
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import AutoConfig
@@ -24,7 +28,7 @@ from llm_modules.sweep_run import INTERRUPTED, Order, carry_out, clear, problems
 GENERATOR = "model.generator."
 
 
-def sweep(found: Sweep, *, output: Path | None, dry_run: bool, command: Sequence[str]) -> int:
+def sweep(found: Sweep, *, output: Path | None, dry_run: bool, command: Sequence[str], jobs: int = 1) -> int:
     """All of `llm-modules sweep`.
 
     Args:
@@ -32,6 +36,7 @@ def sweep(found: Sweep, *, output: Path | None, dry_run: bool, command: Sequence
         output: Folder for figures and report; `None` is `runs/sweeps/` and the file's name.
         dry_run: Only say what would be done.
         command: What the user typed, to print how to go on.
+        jobs: Runs carried out at once.
 
     Returns:
         How many runs failed.
@@ -48,65 +53,127 @@ def sweep(found: Sweep, *, output: Path | None, dry_run: bool, command: Sequence
     if dry_run:
         return 0
     with _alone(folder):
-        page = _carry_out_all(found, orders, figures, folder, command)
+        page = _carry_out_all(found, orders, figures, folder, command, jobs=jobs)
     print("\n" + summary(found, list(figures.values())))
     print(f"\nreport:  {page}\nfigures: {folder / 'table.json'}")
     return sum("failed" in one for one in figures.values())
 
 
 def _carry_out_all(
-    found: Sweep, orders: Sequence[Order], figures: dict[str, dict[str, Any]], folder: Path, command: Sequence[str]
+    found: Sweep,
+    orders: Sequence[Order],
+    figures: dict[str, dict[str, Any]],
+    folder: Path,
+    command: Sequence[str],
+    *,
+    jobs: int,
 ) -> Path:
     """Carry out what is not finished, adding to `figures`; the report is written anew after each run."""
     left = [order for order in orders if order.name not in figures]
-    for number, order in enumerate(left):
-        done = [one["run_s"] for one in figures.values() if "run_s" in one]
-        time_left = f"; about {fmean(done) * (len(left) - number) / 60:.0f} min left" if done else ""
-        resumed = ", resumed" if order.work.exists() else ""
-        which = f"run {len(orders) - len(left) + number + 1} of {len(orders)}"
-        print(f"\n{which}: {order.point}, seed {order.seed}{resumed}{time_left}", flush=True)
-        try:
-            _in_own_process(order, limit_s=found.file.max_run_s)
-        except KeyboardInterrupt:
-            print(f"finished runs are kept in {folder}; to go on: {shlex.join(command)}")
-            raise
-        figures[order.name] = read = json.loads(order.figures.read_text(encoding="utf-8"))
-        write_report(found, list(figures.values()), folder)
-        if "failed" in read:
-            print(f"failed: {read['failed']}")
+    working: list[_Work] = []
+    if jobs > 1:
+        threads = max(1, torch.get_num_threads() // jobs)
+        left = [replace(order, shares_terminal=False, num_threads=threads) for order in left]
+        print(f"{jobs} runs at once, {threads} threads each; what they print is in {folder}/runs/*.log")
+    try:
+        for number, order in enumerate(left):
+            if len(working) == jobs:
+                _take_up(_first_ended(working), found, figures, folder)
+            done = [one["run_s"] for one in figures.values() if "run_s" in one]
+            rounds = (len(left) - number + len(working)) / jobs
+            time_left = f"; about {fmean(done) * max(rounds, 1.0) / 60:.0f} min left" if done else ""
+            resumed = ", resumed" if order.work.exists() else ""
+            which = f"run {len(orders) - len(left) + number + 1} of {len(orders)}"
+            print(f"\n{which}: {order.point}, seed {order.seed}{resumed}{time_left}", flush=True)
+            working.append(_Work(order, limit_s=found.file.max_run_s))
+        while working:
+            _take_up(_first_ended(working), found, figures, folder)
+    except KeyboardInterrupt:
+        for work in working:
+            work.process.join()  # they got Ctrl-C too, and keep a checkpoint
+        print(f"finished runs are kept in {folder}; to go on: {shlex.join(command)}")
+        raise
+    finally:
+        for work in working:
+            work.stop()
     for order in orders:
         if "failed" not in figures[order.name] and not found.file.keep_models:
             clear(order)
     return write_report(found, list(figures.values()), folder)
 
 
-def _in_own_process(order: Order, *, limit_s: float | None) -> None:
-    """Carry out a run; if its process ends without a word, say so in its place."""
-    context = multiprocessing.get_context("forkserver")  # no threads, no device held: safe to fork from
-    context.set_forkserver_preload([carry_out.__module__])  # slow to import: once for all runs
-    process = context.Process(target=carry_out, args=(order,))
-    order.figures.unlink(missing_ok=True)  # of an attempt that failed
-    process.start()
-    try:
-        process.join(limit_s)
-        if process.is_alive():
-            record(order, {"failed": f"took longer than max_run_s={limit_s:g}; the same command goes on with it"})
-    except KeyboardInterrupt:
-        process.join()  # it got Ctrl-C too, and keeps a checkpoint
-        raise
-    finally:
-        process.kill()
-        process.join()
-    if process.exitcode == INTERRUPTED:
-        raise KeyboardInterrupt
-    if not order.figures.is_file():
-        record(
-            order,
-            {
-                "failed": f"its process ended with code {process.exitcode} and no word"
-                + (", killed by the system, most often for want of memory" if process.exitcode == -9 else "")
-            },
-        )
+def _take_up(order: Order, found: Sweep, figures: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Add a run that has ended to the figures and to the report."""
+    figures[order.name] = read = json.loads(order.figures.read_text(encoding="utf-8"))
+    write_report(found, list(figures.values()), folder)
+    if not order.shares_terminal:
+        print(f"ended: {order.point}, seed {order.seed}, {len(figures)} in all", flush=True)
+    if "failed" in read:
+        print(f"failed: {read['failed']}")
+
+
+class _Work:
+    """A run at work in a process of its own.
+
+    Args:
+        order: What it is to do.
+        limit_s: When it has taken too long; `None` for never.
+    """
+
+    def __init__(self, order: Order, *, limit_s: float | None):
+        self.order, self.limit_s = order, limit_s
+        context = multiprocessing.get_context("forkserver")  # no threads, no device held: safe to fork from
+        context.set_forkserver_preload([carry_out.__module__])  # slow to import: once for all runs
+        self.process = context.Process(target=carry_out, args=(order,))
+        order.figures.unlink(missing_ok=True)  # of an attempt that failed
+        self.process.start()
+        self.begun = time.monotonic()
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that it may go on; `None` for any number."""
+        return None if self.limit_s is None else max(0.0, self.begun + self.limit_s - time.monotonic())
+
+    def stop(self) -> None:
+        """Leave no process behind."""
+        self.process.kill()
+        self.process.join()
+
+    def end(self) -> Order:
+        """Of a run that has ended, or has no time left: its order, with its figures or why there are none on disk.
+
+        Raises:
+            KeyboardInterrupt: If it ended because the user stopped it.
+        """
+        overdue = self.process.is_alive()
+        self.stop()
+        if overdue:
+            record(
+                self.order, {"failed": f"took longer than max_run_s={self.limit_s:g}; the same command goes on with it"}
+            )
+        if self.process.exitcode == INTERRUPTED:
+            raise KeyboardInterrupt
+        if not self.order.figures.is_file():
+            record(
+                self.order,
+                {
+                    "failed": f"its process ended with code {self.process.exitcode} and no word"
+                    + (", killed by the system, most often for want of memory" if self.process.exitcode == -9 else "")
+                },
+            )
+        return self.order
+
+
+def _first_ended(working: list[_Work]) -> Order:
+    """Wait until a run has ended or has no time left, and take it from those at work."""
+    left = [work.left_s for work in working if work.left_s is not None]
+    wait([work.process.sentinel for work in working], min(left, default=None))
+    ended = next((work for work in working if not work.process.is_alive() or work.left_s == 0.0), None)
+    if ended is None:  # woken a little early
+        return _first_ended(working)
+    order = ended.end()
+    working.remove(ended)
+    return order
 
 
 def _orders(found: Sweep, folder: Path) -> list[Order]:

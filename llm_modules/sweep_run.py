@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llm_modules.errors import UserError
 from llm_modules.examination import ask
 from llm_modules.files import write_text
@@ -40,6 +42,8 @@ class Order:
         seed: Of its training.
         settings: Of its training, all but the folder.
         judging: By what it is judged.
+        shares_terminal: Whether it prints there; else into a file beside its figures.
+        num_threads: Of its own, where others run beside it.
     """
 
     folder: Path
@@ -48,6 +52,8 @@ class Order:
     seed: int
     settings: Settings
     judging: Judging
+    shares_terminal: bool = True
+    num_threads: int | None = None
 
     @property
     def figures(self) -> Path:
@@ -63,6 +69,13 @@ class Order:
 def carry_out(order: Order) -> None:
     """Train and judge, and write the figures, or why there are none. Ends with the process that started this one."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if not order.shares_terminal:
+        order.folder.mkdir(parents=True, exist_ok=True)
+        said = os.open(order.folder / f"{order.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, sys.stdout.fileno())
+        os.dup2(said, sys.stderr.fileno())
+    if order.num_threads is not None:
+        torch.set_num_threads(order.num_threads)
     try:
         found = _measure(order)
     except KeyboardInterrupt:

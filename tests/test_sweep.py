@@ -154,6 +154,21 @@ def test_points_and_seeds_add_to_a_sweep_and_other_ones_are_refused(write_sweep,
     assert stale.exit_code == 2 and "with training.weight_decay=0.5, and its default is 0.01 now" in stale.stderr
 
 
+def test_two_runs_at_once_find_what_one_after_the_other_does(write_sweep, tmp_path):
+    sweep = write_sweep(tmp_path / "sweep.yaml", list=[{"name": "bad", "data.max_length": 2}])
+    alone = call(sweep, "--out", tmp_path / "alone")
+    beside = call(sweep, "--out", tmp_path / "beside", "--jobs", "2")
+    assert alone.exit_code == beside.exit_code == 1, beside.output  # the bad one fails, here as there
+    assert "2 runs at once" in beside.stdout and "run 3 of 3: bad, seed 0" in beside.stdout
+    assert "ended: num_heads=1, seed 0, " in beside.stdout
+    points, failed = lasting(tmp_path / "beside")
+    wanted, _ = lasting(tmp_path / "alone")
+    losses = [[row.pop("validation_loss_nats") for row in rows] for rows in (points, wanted)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # fewer threads add in another order
+    assert points == wanted and len(failed) == 1
+    assert "jsonl        0.0%" in next(tmp_path.glob("beside/runs/num-heads-1-*.log")).read_text()
+
+
 def test_a_run_that_takes_too_long_is_stopped_and_written_down(write_sweep, tmp_path):
     sweep = write_sweep(tmp_path / "slow.yaml", training={"max_steps": 10**6}, max_run_s=0.2)
     result = call(sweep, "--out", tmp_path / "slow")

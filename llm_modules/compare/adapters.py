@@ -98,13 +98,11 @@ class AdaptedSource(nn.Module):
         if labels is None:
             return CausalLMOutputWithPast(logits=Readout(states, self.matrix).logits())
         predicts, targets = label_rows(labels)
-        words = None if loss_vocabulary is None else loss_vocabulary.words
-        matrix = self.matrix if words is None else self.matrix[words]
+        vocabulary = None if loss_vocabulary is None else loss_vocabulary.to(states.device)
+        matrix = self.matrix if vocabulary is None else self.matrix[vocabulary.words]
 
         def mean(rows: Tensor) -> Tensor:
-            return cross_entropy(
-                Readout(rows, matrix), targets, vocabulary=loss_vocabulary, num_items=num_items_in_batch
-            )
+            return cross_entropy(Readout(rows, matrix), targets, vocabulary=vocabulary, num_items=num_items_in_batch)
 
         loss = mean(states[predicts])
         shadow, weight = self.auxiliary()

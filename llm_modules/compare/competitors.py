@@ -21,6 +21,7 @@ from llm_modules.data.templates import with_template
 from llm_modules.errors import UserError
 from llm_modules.generator import load_generator
 from llm_modules.loading import load_causal_lm
+from llm_modules.machine import best_device
 from llm_modules.modeling import CombinedModel
 from llm_modules.shapes import choices_of, skeleton
 from llm_modules.source import Source
@@ -65,7 +66,7 @@ def competitor(name: str, problems: Problems, *, models: Path, seed: int) -> Com
 
 
 def _source(problems: Problems) -> Source:
-    return load_source(problems.plan.settings.model)
+    return load_source(problems.plan.settings.model).to(best_device())
 
 
 def _pair(problems: Problems, **changes: Any) -> Trained:

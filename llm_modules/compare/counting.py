@@ -15,9 +15,16 @@ def counted(work: Callable[[], Any]) -> Cost:
     """What a piece of work costs: done once under torch's count of FLOPs, which slows it down, and once timed."""
     with FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED) as counter:
         work()
+    _wait()
     start = time.perf_counter()
     work()
+    _wait()
     return Cost(time.perf_counter() - start, counter.get_total_flops())
+
+
+def _wait() -> None:
+    if torch.accelerator.is_available():  # which goes on by itself
+        torch.accelerator.synchronize()
 
 
 def _in_place(_: Any, a: Any, b: Any, **__: Any) -> int:

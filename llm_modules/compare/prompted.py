@@ -14,6 +14,7 @@ from llm_modules.evaluation import judge
 from llm_modules.features import Reading, batches
 from llm_modules.few_shot import encode_either, write_prompted
 from llm_modules.loss import cross_entropy
+from llm_modules.machine import best_device
 from llm_modules.prefix import common_prefix
 from llm_modules.tasks import Problem
 from llm_modules.training import load_source
@@ -42,7 +43,7 @@ class Prompted(Competitor):
 
     def __init__(self, problems: Problems, form: tuple[int, str] | None):
         self.problems, self.form = problems, form
-        self.source = load_source(problems.plan.settings.model)
+        self.source = load_source(problems.plan.settings.model).to(best_device())
 
     @classmethod
     def few_shot(cls, problems: Problems) -> "Prompted":

@@ -18,6 +18,22 @@ def planning(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def after_other_runs(folder: Path, *, process: int, num_processes: int) -> Iterator[None]:
+    """Let runs that want the same store fill it one after another: the next finds there what the last one read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".run-{process}-of-{num_processes}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another run reads into {folder}; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class Claim:
     """A process's share of an extraction, held until it is released or the process ends, however it ends.
 

@@ -16,6 +16,7 @@ from llm_modules.modeling import CombinedModel
 from llm_modules.store.encoding import StoredDtype
 from llm_modules.store.extraction import Extraction
 from llm_modules.store.key import Key
+from llm_modules.store.locks import after_other_runs
 from llm_modules.store.manifest import Manifest
 from llm_modules.store.reader import FeatureStore
 
@@ -70,10 +71,11 @@ def store_for(
     key = Key.of(model, tokenizer, dtype=dtype)
     if features == "auto":
         folder, state = default_folder(key), PartialState()
-        Extraction(
-            folder, source=model.source, key=key, texts=texts, process=state.process_index,
-            num_processes=state.num_processes,
-        ).run()  # fmt: skip
+        with after_other_runs(folder, process=state.process_index, num_processes=state.num_processes):
+            Extraction(
+                folder, source=model.source, key=key, texts=texts, process=state.process_index,
+                num_processes=state.num_processes,
+            ).run()  # fmt: skip
         state.wait_for_everyone()
         return FeatureStore(folder)
     store = FeatureStore(features)
