@@ -24,6 +24,7 @@ WORDS = {
     "more than the base": "the difference in exact match on the same questions, in points of a hundred, with the 95 % "
     "interval of drawing the questions anew (paired bootstrap); of twenty points that change nothing one interval "
     "will miss 0, and another training run may move a figure further than its interval",
+    "F1": "of all fields of the answers together, where answers have fields",
     "form": "the share of answers in the form that the task asks for",
     "loss": "of the validation examples, which are no test questions, in nats per token; choose by it, so that the "
     "test decides nothing",
@@ -66,6 +67,7 @@ def _row(
     losses = [one["validation_loss_nats"] for one in runs]
     return row | {
         "form": fmean(one["form"] for one in runs),
+        **({"field_f1": fmean(one["field_f1"]["all"] for one in runs)} if "field_f1" in runs[0] else {}),
         "validation_loss_nats": None if None in losses else fmean(losses),
         "trained_parameters": runs[0]["trained_parameters"],
         "train_s": fmean(one["train_s"] for one in runs),
@@ -78,14 +80,16 @@ def _row(
 def table(found: Sweep, figures: Sequence[Mapping[str, Any]]) -> Table:
     """The one table."""
     several = len(found.file.seeds) > 1
-    header = ["", "exact match", *["seeds"] * several, "more than the base", "form", "loss", "parameters"]
-    header += ["seconds", "tokens/s", "GB"]
+    has_fields = any("field_f1" in one for one in figures)
+    header = ["", "exact match", *["seeds"] * several, "more than the base", *["F1"] * has_fields, "form", "loss"]
+    header += ["parameters", "seconds", "tokens/s", "GB"]
     lines = [
         [
             Cell(row["point"]),
             share(row["exact_match"], decimals=0),
             *([Cell(_seeds(row["seeds"]))] if several else []),
             _more(row.get("more_than_base")),
+            *([Cell(f"{row['field_f1']:.1%}")] if has_fields else []),
             Cell(f"{row['form']:.1%}"),
             Cell("" if row["validation_loss_nats"] is None else f"{row['validation_loss_nats']:.4f}"),
             Cell(f"{row['trained_parameters']:,}"),

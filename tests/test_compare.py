@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from llm_modules.compare.row import row_file, run_row
 from llm_modules.compare.rows import BY_NAME, PAIR, ROWS, chosen_rows
 from llm_modules.compare.run import _foreseen, compare
 from llm_modules.settings import ModelSettings, load_settings
+from llm_modules.tasks import get_task
 from tests.conftest import VOCAB, tiny_generator_config, tiny_source_config, tiny_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -332,6 +334,24 @@ def test_figures_are_means_over_runs_with_intervals_over_problems(results):
     assert lora["bits_more_than_pair"]["value"] == pytest.approx(0.5 / 0.693147, rel=1e-4)
     assert leaky["n"] == 4 and leaky["more_than_pair"]["value"] == pytest.approx(-1.0)
     assert given["given"] and given["n"] == 1 and "loss_nats" not in given
+
+
+def test_answers_with_fields_are_judged_by_them_too(results):
+    task = get_task("tickets")
+    test = task.test(4, seed=0)
+    problems = SimpleNamespace(task=task, test=test, asked=[])
+    right, empty = [problem.response for problem in test], ["{}"] * 4
+    found = {
+        PAIR: [measured([True] * 4, [1.0] * 4) | {"answers": texts} for texts in (right, empty)],
+        "lora": [measured([False] * 4, [1.0] * 4) | {"answers": [*right[:2], *empty[:2]]}],
+    }
+    pair, lora = figures_of(found, [BY_NAME[PAIR], BY_NAME["lora"]], given={}, problems=problems)
+    assert pair["field_f1"]["value"] == pytest.approx(2 / 3)  # all right, and nothing said: precision 1, recall a half
+    low, high = lora["field_f1"]["interval"]
+    assert 0 <= low < lora["field_f1"]["value"] < high <= 1
+    shown = tables(results | {"figures": [pair, lora]})[0]
+    assert shown.header[4] == "F1 of fields" and str(shown.rows[0][4]).startswith("67%")
+    assert "F1 of fields" not in tables(results)[0].header
 
 
 def test_report_says_who_does_better_what_leaks_and_what_is_left_out(results, tmp_path):

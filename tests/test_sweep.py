@@ -272,6 +272,9 @@ def test_seeds_are_averaged_and_points_compared_question_by_question(write_sweep
     assert other["exact_match"] == {"value": 0.625, "interval": list(Score(2.5, 4).interval), "n": 4}
     assert other["seeds"] == {"0": 0.5, "1": 0.75} and other["validation_loss_nats"] == 1.0
     assert other["more_than_base"] == bootstrap([0, 1, 0.5, 0]).as_dict() and "more_than_base" not in base
+    assert "F1" not in table(sweep, runs).header
+    with_fields = table(sweep, [one | {"field_f1": {"all": 0.25 * (one["seed"] + 1)}} for one in runs])
+    assert str(with_fields.rows[1][with_fields.header.index("F1")]) == "37.5%"
     shown = [str(cell) for cell in table(sweep, runs).rows[1]]
     assert shown[0] == "num_heads=1" and shown[2] == "50–75, 2" and shown[3].startswith("+37.5 (") and "≥ 60" in shown
     assert "4 of 4 runs have ended" in summary(sweep, runs)

@@ -39,7 +39,9 @@ def figures_of(
     measured = {name: runs for name, runs in found.items() if not any("left_out" in run for run in runs)}
     pair = measured[PAIR]
     figures = [
-        {"row": row.name, "label": row.label, "given": False} | _measured(measured[row.name], pair)
+        {"row": row.name, "label": row.label, "given": False}
+        | _measured(measured[row.name], pair)
+        | _field_f1([run["answers"] for run in measured[row.name]], problems)
         for row in rows
         if row.name in measured
     ]
@@ -84,6 +86,23 @@ def _measured(runs: Sequence[Found], pair: Sequence[Found]) -> Found:
         "tokens_per_s": fmean(run["tokens_per_s"] for run in runs),
         "peak_gb": max(run["peak_gb"] for run in runs),
     }
+
+
+def _field_f1(answers: Sequence[Sequence[str]], problems: Problems) -> Found:
+    """F1 of all fields together, with its interval; nothing where answers have no fields.
+
+    Args:
+        answers: Of each training run, to the first problems.
+        problems: Of the comparison.
+    """
+    fields = [
+        [field for texts in answers for field in problems.task.verify(problem, texts[number]).fields]
+        for number, problem in enumerate(problems.test[: len(answers[0])])
+    ]
+    offered = [sum(field.wanted + field.said for field in one) for one in fields]
+    if not any(offered):
+        return {}
+    return {"field_f1": bootstrap([2 * sum(field.right for field in one) for one in fields], offered).as_dict()}
 
 
 def _accuracy(correct: Mapping[int, float], form: Sequence[float], pair: Sequence[float]) -> Found:

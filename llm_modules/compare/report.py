@@ -17,6 +17,7 @@ WORDS = {
     "more than the pair": "difference of exact match on the same problems, with the interval that drawing the problems "
     "anew gives (paired bootstrap, 95%); one that does not hold 0 shows a difference",
     "form": "the share of answers that have the form which the training data have",
+    "F1 of fields": "of all fields of the answers together: twice the right ones over those wanted and those said",
     "nats per token": "loss of the right answers, given word for word, over their tokens and the full vocabulary",
     "bits per byte": "the same loss over the bytes of the answers’ text, which compares across tokenizers",
     "trained": "parameters that training changes",
@@ -36,19 +37,22 @@ WORDS = {
 def tables(results: Mapping[str, Any]) -> list[Table]:
     """Quality, training, answering."""
     figures = results["figures"]
+    has_fields = any("field_f1" in row for row in figures)
     quality = [
         [
             Cell(row["label"]),
             _share(row["exact_match"]),
             Cell("") if row["row"] == PAIR else _points(row["more_than_pair"]),
             Cell(f"{row['form']:.0%}"),
+            *([_share(row["field_f1"]) if "field_f1" in row else Cell("")] if has_fields else []),
             Cell("") if row["given"] else _figure(row["loss_nats"]),
             Cell("") if row["given"] else _figure(row["bits_per_byte"]),
             Cell(str(row["n"])),
         ]
         for row in figures
     ]
-    header = ["", "exact match", "more than the pair", "form", "nats per token", "bits per byte", "n"]
+    header = ["", "exact match", "more than the pair", "form", *["F1 of fields"] * has_fields]
+    header += ["nats per token", "bits per byte", "n"]
     measured = [row for row in figures if not row["given"]]
     training = [[Cell(row["label"]), *_training(row)] for row in measured if row["updates"]]
     trained = ["", "trained", "seconds", "reading", "tuning", "10¹² FLOPs", "updates", "batch", "rate"]
