@@ -238,6 +238,20 @@ def test_connection_that_is_in_use_is_kept(modules):
         assert len(streams) == 1  # one connection all the time
 
 
+def test_connection_that_is_idle_is_left_for_the_client_to_close(modules):
+    with running(create_app(modules, limits=Limits(stalled_s=1))) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            for pause_s in (0, 6):  # OpenAI's client sends on connections that have been idle for 5 s
+                time.sleep(pause_s)
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                said = b""
+                while not said.endswith(b"}"):
+                    said += connection.recv(1000)
+                    assert said, "the server hung up"
+        assert b" 200 " in said
+
+
 # -- loading while it runs ---------------------------------------------------------------------------------------------
 
 
