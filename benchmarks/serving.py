@@ -24,7 +24,7 @@ from benchmarks.pairs import SEED, build, settings_of
 from benchmarks.results import parser, publish, table
 from llm_modules import CombinedModel, Source
 from llm_modules.chat import Conversation, Sampling
-from llm_modules.serving.speakers import PairSpeaker, Rows
+from llm_modules.serving.speakers import PairSpeaker, Rows, SpeakersTogether
 from llm_modules.shared_reading import SharedReading
 
 AT_ONCE = 8
@@ -175,32 +175,39 @@ def time_shared(client: openai.OpenAI, prompts: Prompts, repeats: int):
 
 
 def time_steps(models: Sequence[CombinedModel], repeats: int) -> dict[str, list[float]]:
-    """Seconds of a token for eight answers of one module, and of four with two each, in turns, without a server."""
+    """Seconds of a token for eight answers, in turns, without a server.
+
+    Of one module; of four with two each, module by module; and of those in one step.
+    """
     shared = SharedReading(models[0].source)
     speakers = [PairSpeaker(model, shared) for model in models]
+    each = AT_ONCE // len(speakers)
 
     def rows_of(speaker: PairSpeaker, num_rows: int) -> Rows:
         _, rows = speaker.begin(list(range(3, 43)))
         rows.repeat_(num_rows)
         return rows
 
-    def seconds(batches: Sequence[tuple[PairSpeaker, Rows]]) -> float:
-        start = time.perf_counter()
-        for _ in range(STEPS):
-            for speaker, rows in batches:
-                speaker.step(torch.full((len(rows),), 3), rows)
-        return (time.perf_counter() - start) / STEPS
+    def step_of(step: Callable[..., object], rows: Rows, **others: Sequence[int]) -> Callable[[], object]:
+        return lambda: step(torch.full((len(rows),), 3), rows, **others)
 
+    joined = rows_of(speakers[0], each)
+    for speaker in speakers[1:]:
+        joined.join_(rows_of(speaker, each))
     ways = {
-        "one": [(speakers[0], rows_of(speakers[0], AT_ONCE))],
-        "four": [(speaker, rows_of(speaker, AT_ONCE // len(speakers))) for speaker in speakers],
+        "one": [step_of(speakers[0].step, rows_of(speakers[0], AT_ONCE))],
+        "four": [step_of(speaker.step, rows_of(speaker, each)) for speaker in speakers],
+        "together": [step_of(SpeakersTogether(speakers).step, joined, counts=[each] * len(speakers))],
     }
     found: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(repeats + 1):
-        for way, batches in ways.items():
-            took = seconds(batches)
+        for way, steps in ways.items():
+            start = time.perf_counter()
+            for _ in range(STEPS):
+                for step in steps:
+                    step()
             if turn:
-                found[way].append(took)
+                found[way].append((time.perf_counter() - start) / STEPS)
     print(
         f"  a token for {AT_ONCE}: " + ", ".join(f"{way} {took[-1]:.3f} s" for way, took in found.items()), flush=True
     )
@@ -246,7 +253,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             [f"{AT_ONCE} answers of {TOKENS} tokens, {name}", "one after another", "at once", *_both(*ways.values())]
             for name, ways in at_once.items()
         ),
-        [f"one token for {AT_ONCE} answers", "of one module", "of four modules", *_both(steps["one"], steps["four"])],
+        [f"one token for {AT_ONCE} answers", "of one module", "of four, each by itself",
+         *_both(steps["one"], steps["four"])],
+        [f"one token for {AT_ONCE} answers", "of one module", "of four, together",
+         *_both(steps["one"], steps["together"])],
         [f"{SHARED_TOKENS} tokens after one prompt of {SHARED_PROMPT} words", "one module", "four modules",
          *_both(shared["one"], shared["four"])],
     ]  # fmt: skip

@@ -4,7 +4,6 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -21,7 +20,7 @@ class GrowingLayer(DynamicLayer):
 
     def __init__(self) -> None:
         super().__init__()
-        self._room: tuple[Tensor, Tensor] | None = None
+        self._room: tuple[Tensor, ...] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Add `[batch, heads, new, width]`; all there are, `[batch, heads, past + new, width]` each."""
@@ -47,10 +46,22 @@ class GrowingLayer(DynamicLayer):
 
     def join_(self, other: Self, *, left: int, left_of_other: int) -> None:
         """Take in another's rows, below; `left` columns of padding before these rows, `left_of_other` before those."""
-        self.keys, self.values = (
-            torch.cat([F.pad(own, (0, 0, left, 0)), F.pad(coming, (0, 0, left_of_other, 0))])
+        width, grows = left + self.get_seq_length(), self._room is not None
+        rooms = tuple(
+            _joined(own, coming, left, left_of_other, columns=_roomy(width) if grows else width)
             for own, coming in ((self.keys, other.keys), (self.values, other.values))
         )
+        self.keys, self.values = (room[..., :width, :] for room in rooms)
+        self._room = rooms if grows else None
+
+    def keep_(self, rows: Tensor, *, first: int) -> None:
+        """Let the other rows go, and the columns before `first`."""
+        if self._room is not None and self._fits(self._room[0], self.get_seq_length()):
+            width = self.get_seq_length() - first
+            self._room = tuple(room[rows, :, first:] for room in self._room)
+            self.keys, self.values = (room[..., :width, :] for room in self._room)
+        else:
+            self.keys, self.values = (states[rows, :, first:] for states in (self.keys, self.values))
 
     def _fits(self, room: Tensor, needed: int) -> bool:
         """Whether the keys still lie in the room (rows may have been chosen or repeated since), and more can."""
@@ -67,8 +78,23 @@ def growing_cache(config: PreTrainedConfig | None = None) -> DynamicCache:
     return cache
 
 
+def _roomy(needed: int) -> int:
+    """Columns of a room for half as many tokens again as are needed."""
+    return needed + max(MIN_ROOM, needed // 2)
+
+
 def _with_room(states: Tensor, needed: int) -> Tensor:
-    """A copy of `[batch, heads, past, width]` with room for half as many tokens again as are needed."""
-    room = states.new_empty(*states.shape[:2], needed + max(MIN_ROOM, needed // 2), states.shape[-1])
+    """A copy of `[batch, heads, past, width]` with room for more than are needed."""
+    room = states.new_empty(*states.shape[:2], _roomy(needed), states.shape[-1])
     room[..., : states.shape[-2], :] = states
+    return room
+
+
+def _joined(above: Tensor, below: Tensor, left: int, left_of_below: int, *, columns: int) -> Tensor:
+    """The rows of both with their padding on the left, in so many columns; those behind both hold nothing yet."""
+    (num_above, heads, _, width), num_below = above.shape, below.shape[0]
+    room = above.new_empty(num_above + num_below, heads, columns, width)
+    for rows, states, start in ((room[:num_above], above, left), (room[num_above:], below, left_of_below)):
+        rows[:, :, :start] = 0
+        rows[:, :, start : start + states.shape[2]] = states
     return room

@@ -242,9 +242,11 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
 
     def _embed_response(self, input_ids: Tensor) -> Tensor:
         """Response tokens as the generator meets them, `[batch, length, d]`; each word is projected once."""
-        words, places = input_ids.unique(return_inverse=True)
         enter = self.bridge.response_embedding
         assert enter is not None  # noqa: S101 - `prompt` visibility has one
+        if input_ids.shape[1] == 1:  # while decoding hardly a word stands twice
+            return enter(self.source.embed(input_ids).to(self.dtype))
+        words, places = input_ids.unique(return_inverse=True)
         return F.embedding(places, enter(self.source.embed(words).to(self.dtype)))
 
     def _prompt_knowledge(

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
+import psutil
 import pytest
 
 from llm_modules.serving.app import create_app
@@ -236,6 +237,43 @@ def test_connection_that_is_in_use_is_kept(modules):
             streams.add(response.extensions["network_stream"].get_extra_info("client_addr"))
             time.sleep(0.1)
         assert len(streams) == 1  # one connection all the time
+
+
+def test_connection_that_is_idle_is_left_for_the_client_to_close(modules):
+    with running(create_app(modules, limits=Limits(stalled_s=1))) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            for pause_s in (0, 6):  # OpenAI's client sends on connections that have been idle for 5 s
+                time.sleep(pause_s)
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                said = b""
+                while not said.endswith(b"}"):
+                    said += connection.recv(1000)
+                    assert said, "the server hung up"
+        assert b" 200 " in said
+
+
+def test_client_that_stops_reading_its_stream_is_given_up_and_the_others_go_on():
+    modules = tiny_modules(("rotary",))
+    modules.source.output_matrix[2] = 0  # answers do not end by themselves
+    asked = {"model": "rotary", "messages": ASK, "stream": True, "n": 8, "logprobs": True, "top_logprobs": 20}
+    body = json.dumps(asked).encode()
+    limits = Limits(max_new_tokens=100_000, timeout_s=500, stalled_s=2)
+    with serving(modules, limits=limits) as client, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((client.base_url.host, client.base_url.port))
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert connection.recv(12) == b"HTTP/1.1 200"  # and from here on it reads nothing, and stays
+        memory, start, answered = psutil.Process().memory_info().rss, time.monotonic(), 0
+        while "llm_modules_writing_answers 0.0" not in metrics_of(client):
+            assert (
+                client.chat.completions.create(model="rotary", messages=ASK, max_tokens=3).usage.completion_tokens == 3
+            )
+            answered += 1
+            assert time.monotonic() - start < 120
+        assert answered > 1
+        assert psutil.Process().memory_info().rss - memory < 100e6
 
 
 # -- loading while it runs ---------------------------------------------------------------------------------------------

@@ -5,15 +5,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_modules import UserError
-from llm_modules.serving.modules import Modules, UnknownModuleError, default_name
+from llm_modules.serving.modules import Modules, UnknownModuleError
 from tests.conftest import tiny_pair, tiny_source_config, tiny_tokenizer
 
 
 @pytest.fixture
 def folders(tmp_path, talking_source):
     """Folders of two pairs on one source."""
-    for name in ("facts", "sums"):
-        tiny_pair(source=str(talking_source)).save_pretrained(tmp_path / name / "model")
+    for name in ("facts/model", "sums", "again/model"):
+        tiny_pair(source=str(talking_source)).save_pretrained(tmp_path / name)
     return tmp_path
 
 
@@ -22,7 +22,7 @@ def opened(*models, **others):
 
 
 def test_modules_share_one_source_and_are_listed_with_it(folders):
-    modules = opened(folders / "facts" / "model", f"other={folders / 'sums' / 'model'}")
+    modules = opened(folders / "facts" / "model", f"other={folders / 'sums'}")
     assert [(module.name, module.parent) for module in modules] == [
         ("source", None),
         ("facts", "source"),
@@ -41,9 +41,10 @@ def test_generator_that_was_trained_alone_is_served_without_a_parent(folders):
         opened(folders / "alone")
 
 
-def test_module_is_called_after_its_folder(tmp_path):
-    assert default_name(tmp_path / "facts" / "model") == "facts"
-    assert default_name(tmp_path / "facts") == "facts"
+def test_module_is_called_as_in_a_chat_unless_told(folders):
+    modules = opened(folders / "facts" / "model", folders / "sums")
+    assert [module.name for module in modules] == ["source", "facts", "sums"]
+    assert modules.load(folders / "again" / "model").name == "again"
 
 
 def test_module_of_another_source_is_refused(folders, tmp_path):
@@ -91,18 +92,18 @@ def test_name_that_could_be_mistaken_for_something_else_is_refused(folders):
 def test_missing_and_broken_folders_are_refused(folders, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         opened(tmp_path / "nowhere")
-    weights = folders / "sums" / "model" / "model.safetensors"
+    weights = folders / "sums" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-20])
     with pytest.raises(UserError, match="cut off or damaged"):
-        opened(folders / "facts" / "model", folders / "sums" / "model")
+        opened(folders / "facts" / "model", folders / "sums")
 
 
 def test_loading_and_unloading(folders):
     modules = opened(folders / "facts" / "model")
-    loaded = modules.load(folders / "sums" / "model")
+    loaded = modules.load(folders / "sums")
     assert modules.get("sums") is loaded
     with pytest.raises(UserError, match="'sums' is taken"):
-        modules.load(folders / "sums" / "model")
+        modules.load(folders / "sums")
     modules.unload("sums")
     with pytest.raises(UnknownModuleError, match="model='sums' is not loaded; choose one of source, facts"):
         modules.get("sums")

@@ -56,10 +56,10 @@ class Columns:
         first = int(mask.long().argmax(-1).min())  # the first real column of the longest row
         self.mask = mask[:, first:]
         for layer in self.layers:
-            layer.keys, layer.values = (
-                states[chosen, :, first:] if type(layer) is GrowingLayer else states[chosen]
-                for states in (layer.keys, layer.values)
-            )
+            if type(layer) is GrowingLayer:
+                layer.keep_(chosen, first=first)
+            else:
+                layer.keys, layer.values = layer.keys[chosen], layer.values[chosen]
 
     def repeat_(self, times: int) -> None:
         """Each row so many times."""

@@ -2,20 +2,19 @@
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from llm_modules.serving.jobs import Answer, Job
 from llm_modules.serving.metrics import Metrics
-from llm_modules.serving.modules import Module
-from llm_modules.serving.speakers import Rows
+from llm_modules.serving.speakers import Rows, SpeakersTogether
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -35,18 +34,47 @@ class ClosedError(Exception):
 
 @dataclass(eq=False)
 class _Batch:
-    """Answers of one module that are stepped together."""
+    """Answers of modules of one form that are stepped together; rows lie module by module."""
 
-    module: Module
     rows: Rows
     answers: list[Answer]
+    together: SpeakersTogether | None = None
+
+    @property
+    def form(self) -> Hashable:
+        return self.answers[0].speaker.form
+
+    def join_(self, rows: Rows, answers: Sequence[Answer]) -> None:
+        """Take in more."""
+        self.rows.join_(rows)
+        self.answers += answers
+        speakers = list(self._counts)
+        order = sorted(range(len(self.answers)), key=lambda row: speakers.index(self.answers[row].speaker))
+        if order != list(range(len(order))):
+            self.rows.keep_(order)
+            self.answers = [self.answers[row] for row in order]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits of the next token of each answer."""
+        counts = self._counts
+        if len(counts) == 1:
+            return self.answers[0].speaker.step(tokens, self.rows)
+        if self.together is None or self.together.speakers != list(counts):
+            self.together = SpeakersTogether(list(counts))
+        return self.together.step(tokens, self.rows, counts=list(counts.values()))
+
+    @property
+    def _counts(self) -> Counter[Any]:
+        """Rows of each speaker, in their order."""
+        return Counter(answer.speaker for answer in self.answers)
 
 
 class Engine:
     """Reads prompts and writes answers in a thread of its own; use it with `with`.
 
     Between two tokens of what is being written, at most one prompt is read, so that a queue of prompts holds up nobody
-    for longer than one of them takes. Answers of one module are one batch: each step reads its weights once.
+    for longer than one of them takes. Answers of modules of one form are one batch: a step reads each module's weights
+    once.
 
     Args:
         max_at_once: Answers written side by side.
@@ -139,8 +167,9 @@ class Engine:
         return None
 
     def _begin(self, job: Job) -> None:
-        """Read a prompt, write its first token, and let it join its module's batch."""
-        batch = next((one for one in self._batches if one.module is job.module and one.rows.can_join), None)
+        """Read a prompt, write its first token, and let it join the batch of its module's form."""
+        form = job.module.speaker.form
+        batch = next((one for one in self._batches if one.form == form and one.rows.can_join), None)
         try:
             logits, rows = job.module.speaker.begin(job.prompt_ids)
             answers = [Answer(job, index) for index in range(job.num_answers)]
@@ -153,10 +182,9 @@ class Engine:
             if len(going) > 1:
                 rows.repeat_(len(going))
             if batch is not None and rows.can_join:
-                batch.rows.join_(rows)
-                batch.answers += going
+                batch.join_(rows, going)
             else:
-                self._batches.append(_Batch(job.module, rows, going))
+                self._batches.append(_Batch(rows, going))
         except Exception as error:  # noqa: BLE001 - one job must not end the others
             self._fail(job, error)
         return None
@@ -170,7 +198,7 @@ class Engine:
             tokens = torch.tensor(
                 [answer.last_token for answer in batch.answers], device=batch.rows.written.mask.device
             )
-            logits = batch.module.speaker.step(tokens, batch.rows)
+            logits = batch.step(tokens)
             for row, answer in enumerate(batch.answers):
                 self._take(answer, logits[row])
         except Exception as error:  # noqa: BLE001 - one batch must not end the others

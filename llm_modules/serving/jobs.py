@@ -9,6 +9,7 @@ from torch import Tensor
 from llm_modules.chat import Sampling
 from llm_modules.serving.drawing import Drawing, Likelihood, likelihoods
 from llm_modules.serving.modules import Module
+from llm_modules.serving.speakers import Speaker
 from llm_modules.serving.wording import Wording
 
 
@@ -91,6 +92,11 @@ class Answer:
         self._drawing = Drawing(job.sampling, index=index)
         self._wording = Wording(job.module.tokenizer, job.stop)
         self._said: list[Said] = []
+
+    @property
+    def speaker(self) -> Speaker:
+        """Who writes it."""
+        return self.job.module.speaker
 
     def take(self, logits: Tensor) -> None:
         """Choose the next token by logits `[V]` and deliver what can be told."""

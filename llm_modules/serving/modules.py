@@ -16,7 +16,7 @@ from llm_modules.modeling import CombinedModel
 from llm_modules.serving.speakers import PairSpeaker, SourceSpeaker, Speaker
 from llm_modules.shared_reading import SharedReading
 from llm_modules.source import Source
-from llm_modules.speakers import SOURCE
+from llm_modules.speakers import SOURCE, short_names
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -79,7 +79,7 @@ class Modules:
         Raises:
             UserError: If a folder holds no model, a pair needs another source, or names are taken twice.
         """
-        named = [_named(model) for model in models]
+        named = _named(models)
         for name, folder in named:
             _check_name(name, folder, taken=[SOURCE, *(other for other, path in named if path != folder)])
         loaded = list(load_together(folder for _, folder in named))
@@ -113,7 +113,7 @@ class Modules:
         Raises:
             UserError: If the folder holds no model, it needs another source, or its name is taken.
         """
-        name = name or default_name(folder)
+        name = name or short_names([folder])[0]
         with self._loading:
             _check_name(name, folder, taken=list(self._known))
             return self._add(name, *load_trained(folder, source=self.source))
@@ -147,17 +147,13 @@ class Modules:
         return module
 
 
-def default_name(folder: Path) -> str:
-    """What a module is called unless told: its folder, or the one above a folder `model`, where `train` puts it."""
-    path = folder.resolve()
-    return path.parent.name if path.name == "model" else path.name
-
-
-def _named(model: str) -> tuple[str, Path]:
-    name, separator, folder = model.partition("=")
-    if separator and NAME.fullmatch(name):
-        return name, Path(folder)
-    return default_name(Path(model)), Path(model)
+def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
+    """Names as given, or as a chat would call them beside one another."""
+    given = [model.partition("=") for model in models]
+    split = [(name, Path(folder)) if sep and NAME.fullmatch(name) else (None, Path(model))
+             for model, (name, sep, folder) in zip(models, given, strict=True)]  # fmt: skip
+    short = iter(short_names([folder for name, folder in split if name is None]))
+    return [(next(short) if name is None else name, folder) for name, folder in split]
 
 
 def _check_name(name: str, folder: Path, *, taken: Sequence[str]) -> None:

@@ -2,14 +2,17 @@
 
 import asyncio
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 def patient_protocol(timeout_s: float) -> type[H11Protocol]:
     """Uvicorn's HTTP protocol, which waits endlessly for the head of a request and for a client to read, with an end.
 
+    A connection that is idle between two requests owes nothing: uvicorn's own keep-alive ends it.
+
     Args:
-        timeout_s: A connection that has stood still for longer is closed.
+        timeout_s: A connection that has stood still for longer, in the middle of something, is closed.
     """
 
     class PatientProtocol(H11Protocol):
@@ -33,7 +36,8 @@ def patient_protocol(timeout_s: float) -> type[H11Protocol]:
             answering = self.cycle is not None and not self.cycle.response_complete
             asked_since = self.cycle is not self._last_cycle  # between two looks a whole answer may have been given
             self._last_cycle = self.cycle
-            stands_still = self.flow.write_paused if answering else not asked_since
+            idle = self.timeout_keep_alive_task is not None and self.conn.their_state is h11.IDLE
+            stands_still = self.flow.write_paused if answering else not (asked_since or idle)
             if stands_still and self._stood_still:
                 self.transport.abort()  # closing would wait for the client to read what is still to be sent
                 return

@@ -16,6 +16,9 @@ from llm_modules.serving.modules import Modules
 from llm_modules.serving.patience import patient_protocol
 
 STOPPING_S = 30  # for answers that are being written when the server is told to stop
+# Longer than clients keep an idle connection (OpenAI's: 5 s, which is also uvicorn's default; nginx: 60): closing it is
+# theirs, because a request that crosses our closing on its way is answered by a reset.
+IDLE_S = 75
 
 
 def serve(
@@ -62,6 +65,7 @@ def running_server(app: FastAPI) -> uvicorn.Server:
         log_level="warning",
         access_log=False,  # ours holds no query strings
         server_header=False,
+        timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=STOPPING_S,
     )
     return uvicorn.Server(config)

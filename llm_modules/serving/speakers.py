@@ -1,8 +1,8 @@
 """Whatever writes: a pair, or the source by itself; answers of one speaker are written side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers import Cache
 from llm_modules.knowledge import CombinedCache
 from llm_modules.modeling import CombinedModel
 from llm_modules.serving.columns import Columns
+from llm_modules.serving.together import Part, Together, form_of
 from llm_modules.shared_reading import SharedReading
 from llm_modules.source import Source
 
@@ -58,9 +59,15 @@ class Rows:
 
 
 class Speaker(Protocol):
-    """What the engine asks of whatever writes."""
+    """What the engine asks of whatever writes.
+
+    Args:
+        vocab_size: Words it knows.
+        form: Pairs of one form are stepped together (`SpeakersTogether`); all others are a form of their own.
+    """
 
     vocab_size: int
+    form: Hashable
 
     def begin(self, prompt_ids: Sequence[int]) -> tuple[Tensor, Rows]:
         """Read a prompt: logits of the first token `[1, V]`, and what the answer goes on from."""
@@ -88,6 +95,8 @@ class PairSpeaker:
         self.vocab_size = model.config.vocab_size
         # once, for several rows: laying it out anew whenever one answer becomes two costs more than a lone one gains
         model.fold_head_(num_rows=2)
+        self.part = Part(model)
+        self.form: Hashable = form_of(model.config) or self
 
     @torch.no_grad()
     def begin(self, prompt_ids: Sequence[int]) -> tuple[Tensor, Rows]:
@@ -104,15 +113,7 @@ class PairSpeaker:
     @torch.no_grad()
     def step(self, tokens: Tensor, rows: Rows) -> Tensor:
         """As [`Speaker.step`]."""
-        rows.written.add_column_()
-        if rows.prompts is not None:
-            # columns are those of the generator, and every answer stands after the longest prompt
-            cache, prompts = rows.cache, rows.prompts.mask
-            cache.prompt_mask, cache.window_mask, cache.num_left_out = prompts, None, prompts.shape[1]
-        outputs = self.model(
-            tokens[:, None], attention_mask=rows.written.mask, past_key_values=rows.cache, use_cache=True
-        )
-        return outputs.logits[:, -1]
+        return self.model(**_inputs(tokens, rows)).logits[:, -1]
 
     def check_room(self, prompt_len: int, response_len: int) -> None:
         """As [`Speaker.check_room`]."""
@@ -121,6 +122,36 @@ class PairSpeaker:
     def room_left(self, prompt_len: int) -> int | None:
         """As [`Speaker.room_left`]."""
         return self.model.room_left(prompt_len)
+
+
+class SpeakersTogether:
+    """Pairs of one form, in one step for all their answers.
+
+    Args:
+        speakers: Two or more; rows lie speaker by speaker, in this order.
+    """
+
+    def __init__(self, speakers: Sequence[PairSpeaker]):
+        self.speakers = list(speakers)
+        self._together = Together([speaker.part for speaker in speakers])
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, rows: Rows, *, counts: Sequence[int]) -> Tensor:
+        """As [`Speaker.step`], for so many rows of each speaker."""
+        return self._together.step(counts, **_inputs(tokens, rows))
+
+
+def _inputs(tokens: Tensor, rows: Rows) -> dict[str, Any]:
+    """Of a pair's forward over the last token of each row; makes room for it."""
+    rows.written.add_column_()
+    if rows.prompts is not None:
+        # columns are those of the generator, and every answer stands after the longest prompt
+        cache, prompts = rows.cache, rows.prompts.mask
+        cache.prompt_mask, cache.window_mask, cache.num_left_out = prompts, None, prompts.shape[1]
+    return {
+        "input_ids": tokens[:, None], "attention_mask": rows.written.mask, "past_key_values": rows.cache,
+        "use_cache": True,
+    }  # fmt: skip
 
 
 class SourceSpeaker:
@@ -135,6 +166,7 @@ class SourceSpeaker:
         self._source: Source = shared.source
         config = self._source.config.get_text_config()
         self._last, self.vocab_size = config.num_hidden_layers, config.vocab_size
+        self.form: Hashable = self  # a batch by itself
 
     @torch.no_grad()
     def begin(self, prompt_ids: Sequence[int]) -> tuple[Tensor, Rows]:
