@@ -292,12 +292,10 @@ def evaluate(
 
     figures = examine(model, chosen, problems, seed=seed, max_new_tokens=max_new_tokens, echo=typer.echo)
     if json is not None:
-        from json import dumps
-
-        from llm_modules.files import write_text
+        from llm_modules.checksums import write_json
 
         asked = {"model": str(model), "task": task, "data": data, "verifier": verifier, "seed": seed}
-        write_text(json, dumps({key: value for key, value in asked.items() if value is not None} | figures, indent=2))
+        write_json(json, {key: value for key, value in asked.items() if value is not None} | figures)
 
 
 @app.command()
@@ -391,6 +389,22 @@ def inspect(
         model, prompt=prompt, system=system, answer=answer, max_new_tokens=max_new_tokens, output=out
     ):
         typer.echo(file)
+
+
+@app.command()
+@_plain_errors
+def doctor(
+    place: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Of a run, model, store, sweep or comparison.", show_default=False),
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what lies in a folder, what of it is broken and what to do; exit code 1 if anything is broken."""
+    from llm_modules.doctor import doctor as run_doctor
+
+    if run_doctor(place, as_json=json):
+        raise typer.Exit(1)
 
 
 @app.command()

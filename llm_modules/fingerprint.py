@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llm_modules.checksums import read_json, write_json
 from llm_modules.errors import UserError
-from llm_modules.files import cache_folder, write_text
+from llm_modules.files import cache_folder
 
 # weights of equal shapes mean something else under other choices: a changed one must not load silently
 COMBINED_CHOICES = (
@@ -51,10 +53,10 @@ def fingerprint_folder(folder: Path) -> str:
     state = {str(file.resolve()): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
     key = hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
     known = cache_folder() / "fingerprints" / key
-    if known.is_file():
-        return known.read_text()
+    with suppress(FileNotFoundError, UserError):  # a damaged one is made again
+        return str(read_json(known)["fingerprint"])
     digest = fingerprint_tensors(stored_tensors(files))
-    write_text(known, digest)
+    write_json(known, {"fingerprint": digest})
     return digest
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from llm_modules.blocks import first_blocks
+from llm_modules.checksums import verify
 from llm_modules.errors import UserError
 from llm_modules.source import Source
 
@@ -72,6 +73,7 @@ def load_generator(
     if isinstance(generator, PreTrainedModel):
         body = generator.base_model.float()  # what trains is fp32
     else:
+        verify(Path(generator))
         try:
             body, info = AutoModel.from_pretrained(generator, dtype=torch.float32, output_loading_info=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

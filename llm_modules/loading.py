@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from llm_modules.checksums import verify
 from llm_modules.configuration import CombinedConfig
 from llm_modules.errors import UserError
 from llm_modules.modeling import CombinedModel
@@ -56,6 +57,7 @@ def load_causal_lm(name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     Raises:
         UserError: If there is none, or it cannot be reached.
     """
+    verify(Path(name))
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)

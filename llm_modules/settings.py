@@ -249,7 +249,9 @@ class TrainingSettings(Section):
     save_steps: AtLeastOne | None = Field(None, description="Updates between checkpoints; null is once an epoch.")
     save_total_limit: AtLeastOne = Field(2, description="Checkpoints to keep; older ones are deleted.")
     resume: bool | Literal["auto"] = Field(
-        False, description="Continue from the newest checkpoint in output_dir; `auto` does so if there is one."
+        "auto",
+        description="Continue from the newest checkpoint in output_dir: `auto` if there is one, so that the same "
+        "command goes on after a stop; `true` insists on one; `false` refuses a folder that holds anything.",
     )
     allow_leak: bool = Field(
         False, description="Train with `bidirectional` visibility all the same, to reproduce the paper."

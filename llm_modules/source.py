@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from llm_modules.blocks import blocks_of
+from llm_modules.checksums import verify
 from llm_modules.errors import UserError
 from llm_modules.fingerprint import fingerprint_folder, fingerprint_model, weight_files
 from llm_modules.quantization import Quantization, loading_arguments, quantization_of
@@ -133,6 +134,7 @@ class Source:
                 config.quantization_config = loading_arguments(quantization, dtype)["quantization_config"]
             return cls(config, **tables, **stored)
         weight_files(folder)
+        verify(folder)
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,

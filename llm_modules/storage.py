@@ -8,10 +8,12 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_modules.card import model_card
+from llm_modules.checksums import is_sealed, verify
 from llm_modules.configuration import CombinedConfig
 from llm_modules.errors import UserError
-from llm_modules.files import write_text, written_beside
-from llm_modules.fingerprint import fingerprint_combined
+from llm_modules.files import write_text
+from llm_modules.fingerprint import fingerprint_combined, weight_files
+from llm_modules.folders import written_beside
 from llm_modules.hub import fetch
 from llm_modules.source import Source, SourceLike
 
@@ -57,8 +59,9 @@ class StoredModel(PreTrainedModel):
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             folder = fetch(str(pretrained_model_name_or_path), revision=kwargs.get("revision"))
+        verify(folder)
         config = kwargs.pop("config", None) or _read_config(folder)
-        verify_weights(folder, config)
+        verify_model(folder, config)
         kwargs.setdefault("dtype", torch.float32)  # what trains must not follow the file's dtype
         kwargs.pop("revision", None)
         kwargs["output_loading_info"] = True
@@ -137,12 +140,15 @@ class StoredModel(PreTrainedModel):
             write_text(beside / "README.md", model_card(self.config, self.num_parameters()))
 
 
-def verify_weights(folder: Path, config: CombinedConfig) -> None:
-    """Check that weights and choices in `folder` are what `save_pretrained` wrote.
+def verify_model(folder: Path, config: CombinedConfig) -> None:
+    """Check that weights and choices in a folder are what `save_pretrained` wrote; a sealed folder says so itself.
 
     Raises:
         UserError: If they are missing, cut off, or changed.
     """
+    if is_sealed(folder):
+        weight_files(folder)
+        return
     found = fingerprint_combined(folder)
     if config.weights_fingerprint != found:
         raise UserError(
