@@ -13,7 +13,9 @@ from llm_modules.errors import UnwritableError, UserError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 # what tokenizers and safetensors (in Rust) and torch (in C++) say of a full disk; they know no errno
-SAID_WHEN_FULL = ("No space left on device", "os error 28", "unexpected pos", "PytorchStreamWriter failed writing")
+SAID_WHEN_FULL = (
+    "No space left on device", "os error 28", "unexpected pos", "iostream error", "PytorchStreamWriter failed writing",
+)  # fmt: skip
 HALF_WRITTEN = ".tmp"  # how names of what is being written end; they begin with a dot
 
 

@@ -1,5 +1,7 @@
 """Folders that take their name when they are complete, and folders that one run at a time may fill."""
 
+import ctypes
+import fcntl
 import os
 import shutil
 import tempfile
@@ -14,6 +16,7 @@ from llm_modules.errors import UserError
 from llm_modules.files import HALF_WRITTEN, told_if_unwritable
 
 LOCK = ".lock"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 PATIENCE_S = 2  # a run that was killed holds its folder until its process has gone
 
 
@@ -30,11 +33,12 @@ def written_beside(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()  # of a link, what it points to is replaced
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = _new_beside(folder)
+        beside, lock = _new_beside(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); choose another output folder") from error
     if folder.exists() and not folder.is_dir():
         beside.rmdir()
+        os.close(lock)
         raise UserError(f"{folder} is a file, not a folder; choose another output folder")
     try:
         with told_if_unwritable(folder.parent):
@@ -47,6 +51,7 @@ def written_beside(folder: Path) -> Iterator[Path]:
                 with suppress(OSError):  # another process was first
                     beside.rename(folder)
     finally:
+        os.close(lock)
         shutil.rmtree(beside, ignore_errors=True)
 
 
@@ -62,9 +67,11 @@ def _replace(folder: Path, beside: Path) -> None:
             shutil.copytree(other, beside / other.name, copy_function=_link, symlinks=True)
         else:
             _link(other, beside / other.name)
-    before = _new_beside(folder)
+    if _exchanged(folder, beside):
+        return  # what is beside now goes
+    before = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=HALF_WRITTEN))
     try:
-        os.replace(folder, before)  # noqa: PTH105 - onto an empty folder
+        folder.replace(before)  # onto an empty folder
     except OSError:  # a mount point cannot be renamed: file by file, what says that all is there last
         for file in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
             file.replace(folder / file.name)
@@ -73,8 +80,36 @@ def _replace(folder: Path, beside: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _new_beside(folder: Path) -> Path:
-    return Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=HALF_WRITTEN))
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names at once, where system and disk can: at no moment is there no folder."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = (AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other))
+    return renameat2 is not None and renameat2(*names, RENAME_EXCHANGE) == 0
+
+
+def _new_beside(folder: Path) -> tuple[Path, int]:
+    """A new folder beside, and a lock on it that goes with this process; those of processes that have gone go."""
+    for left in folder.parent.glob(f".{folder.name}.*{HALF_WRITTEN}"):
+        with suppress(OSError):  # somebody else's
+            os.close(_locked(left))
+            shutil.rmtree(left, ignore_errors=True)
+    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=HALF_WRITTEN))
+    return beside, _locked(beside)
+
+
+def _locked(folder: Path) -> int:
+    """A lock on a folder of this name.
+
+    Raises:
+        OSError: If another process holds it, or such locks are not to be had here.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _link(file: str | Path, copy: str | Path) -> None:
