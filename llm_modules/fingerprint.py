@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llm_modules.checksums import read_json, write_json
+from llm_modules.checksums import parse_json, read_json, write_json
 from llm_modules.errors import UserError
 from llm_modules.files import cache_folder
 
@@ -64,11 +64,20 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is none, or an index of them names what is not there.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder} holds no *.safetensors file; point to a model folder with safetensors weights")
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            named = set(parse_json(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{index} cannot be read ({error}); fetch or save the folder again") from None
+        if outside := named - {file.name for file in files}:  # a path, which nothing here has checked
+            raise UserError(
+                f"{index} names {min(map(str, outside))}, which is not in its folder; fetch or save it again"
+            )
     return files
 
 

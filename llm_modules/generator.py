@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
@@ -75,8 +74,10 @@ def load_generator(
     else:
         verify(Path(generator))
         try:
-            body, info = AutoModel.from_pretrained(generator, dtype=torch.float32, output_loading_info=True)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            body, info = AutoModel.from_pretrained(
+                generator, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, use_safetensors=True
+            )
+        except Exception as error:  # a damaged file fails in as many ways as there are damages
             raise UserError(
                 f"generator={str(generator)!r} could not be loaded ({error}); give a folder, a reachable hub id, or a "
                 "configuration (random weights)"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from llm_modules.checkpoint import read_checkpoint
 from llm_modules.comparison import compare_source, name_of
@@ -16,6 +16,7 @@ from llm_modules.errors import UserError
 from llm_modules.hub import fetch
 from llm_modules.modeling import LEAK_WARNING, CombinedModel
 from llm_modules.source import Source, SourceLike
+from llm_modules.source_files import stored_config
 
 SOURCE = "qwen.model."  # before the names of the source's own weights, which the published code saved too
 GENERATOR = "gptneo.base_model.transformer."
@@ -161,10 +162,7 @@ def _read_config(generator: str | Path) -> PreTrainedConfig:
         folder = fetch(str(generator), otherwise="give a folder with its config.json", allow_patterns=["config.json"])
     if not (folder / "config.json").is_file():
         raise UserError(f"generator={str(generator)!r} holds no config.json; put the generator's there")
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}/config.json cannot be read: {error}") from error
+    return stored_config(folder)
 
 
 def _count_layers(weights: Mapping[str, Tensor], beginning: str) -> int:

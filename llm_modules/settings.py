@@ -6,6 +6,7 @@ The tables of `docs/` are made from the descriptions here (`known_keys`).
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -23,7 +24,7 @@ AtLeastZero = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
-MOST_VALUES = 100_000  # of a file, aliases written out
+MOST_VALUES, MOST_CHARACTERS, MOST_DEPTH = 100_000, 1_000_000, 200  # of a file; values with aliases written out
 
 
 class Section(BaseModel):
@@ -420,12 +421,23 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+01
 
 
 def _parse(text: str, origin: str) -> Any:
+    if len(text) > MOST_CHARACTERS or _depth(text) > MOST_DEPTH:  # its reader takes time that grows with the square
+        raise UserError(
+            f"{origin} is no configuration: it has more than {MOST_CHARACTERS:,} characters, or more than {MOST_DEPTH} "
+            "brackets within one another"
+        )
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except RecursionError:
         raise UserError(f"{origin} is not valid YAML: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:  # a 13th month, a number of 5,000 digits
         raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _depth(text: str) -> int:
+    """How many brackets are open at most."""
+    found = re.finditer(r"[\[{]|[\]}]", text)
+    return max(accumulate((1 if bracket[0] in "[{" else -1 for bracket in found), initial=0))
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

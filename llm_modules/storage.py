@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_modules.card import model_card
 from llm_modules.checksums import is_sealed, verify
@@ -16,6 +16,7 @@ from llm_modules.fingerprint import fingerprint_combined, weight_files
 from llm_modules.folders import written_beside
 from llm_modules.hub import fetch
 from llm_modules.source import Source, SourceLike
+from llm_modules.source_files import stored_config, stored_tokenizer
 
 
 class StoredModel(PreTrainedModel):
@@ -67,7 +68,9 @@ class StoredModel(PreTrainedModel):
         kwargs["output_loading_info"] = True
         try:
             model, info = super().from_pretrained(folder, *args, config=config, **kwargs)
-        except RuntimeError as error:  # shapes that config.json does not have
+        except UserError:
+            raise
+        except Exception as error:  # shapes that config.json does not have, or values that no model can have
             raise UserError(f"{folder} does not hold this model's weights ({error}); save the model again") from error
         wrong = {kind: sorted(map(str, info[kind])) for kind in info if info[kind]}
         if wrong:
@@ -75,7 +78,7 @@ class StoredModel(PreTrainedModel):
         if source is None and config.source_id is None:
             raise UserError(f"the source of {folder} was never stored; pass it as from_pretrained(..., source=...)")
         if (folder / "tokenizer_config.json").is_file():
-            model.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model.tokenizer = stored_tokenizer(folder)
         if source is None:
             try:
                 source = Source.of(
@@ -160,10 +163,7 @@ def verify_model(folder: Path, config: CombinedConfig) -> None:
 def _read_config(folder: Path) -> CombinedConfig:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json; give a folder that save_pretrained wrote")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}/config.json cannot be read: {error}") from error
+    config = stored_config(folder)
     if not isinstance(config, CombinedConfig):
         raise UserError(f"{folder} holds a {config.model_type} model, not a combined model; give one trained here")
     return config
