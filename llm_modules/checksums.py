@@ -30,7 +30,7 @@ def seal(folder: Path, names: Iterable[str] | None = None) -> None:
     if names is None:
         names = [file.name for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != SUMS]
     for name in names:
-        noted[name] = _digest(folder / name, flush=True)
+        noted[name] = file_digest(folder / name, flush=True)
     write_text(folder / SUMS, "".join(f"{noted[name]}  {name}\n" for name in sorted(noted)))
 
 
@@ -58,7 +58,7 @@ def faults(folder: Path) -> list[str]:
     for name, digest in noted:
         if not (folder / name).is_file():
             found.append(f"{name} is missing")
-        elif _digest(folder / name) != digest:
+        elif file_digest(folder / name) != digest:
             found.append(f"{name} has another SHA-256 than {SUMS} says")
     return found
 
@@ -140,7 +140,8 @@ def _noted(folder: Path) -> Iterator[tuple[str, str]]:
         yield found[2], found[1]
 
 
-def _digest(file: Path, *, flush: bool = False) -> str:
+def file_digest(file: Path, *, flush: bool = False) -> str:
+    """SHA-256 of a file, flushed to the disk before if asked."""
     with file.open("rb") as content:
         if flush:
             os.fsync(content.fileno())

@@ -417,11 +417,12 @@ def import_reference(
     ],
     out: Annotated[Path, typer.Option(help="New folder for the model.", show_default=False)],
     num_heads: Annotated[int, typer.Option(min=1, help="Heads of the bridge; 8, as published.")] = 8,
+    sha256: Annotated[str | None, typer.Option(help="Refuse any other file.", show_default=False)] = None,
 ) -> None:
     """Make a model folder from a checkpoint of the published code, checked tensor by tensor."""
     from llm_modules.published import import_folder
 
-    import_folder(checkpoint, out, source=source, generator=generator, num_heads=num_heads)
+    import_folder(checkpoint, out, source=source, generator=generator, num_heads=num_heads, sha256=sha256)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ The tables of `docs/` are made from the descriptions here (`known_keys`).
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
-from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,7 +23,7 @@ AtLeastZero = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
-MOST_VALUES, MOST_CHARACTERS, MOST_DEPTH = 100_000, 1_000_000, 200  # of a file; values with aliases written out
+MOST_VALUES, MOST_CHARACTERS, MOST_DEPTH = 100_000, 200_000, 100  # of a file; values with aliases written out
 
 
 class Section(BaseModel):
@@ -50,6 +49,9 @@ class ModelSettings(Section):
         "alone, with its own tokenizer and head, to compare with.",
     )
     source_revision: str | None = Field(None, description="Revision of the source on the hub; null is the newest.")
+    source_fingerprint: str | None = Field(
+        None, description="Fingerprint that the source's weights must have (in a model's config.json); null takes any."
+    )
     source_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Number type of the frozen source alone; what trains is always kept in float32."
     )
@@ -401,6 +403,18 @@ _SECTIONS: dict[str, type[Section]] = {"model": ModelSettings, "data": DataSetti
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-4 as a number (plain YAML 1.1 wants 1.0e-4) and refuses a key given twice."""
 
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse what is nested too deeply before the rest of it is read, which takes time that grows with the square."""
+        if self.depth > MOST_DEPTH:
+            raise yaml.YAMLError(f"more than {MOST_DEPTH} values are nested within one another")
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
     def compose_document(self) -> yaml.Node:
         """Refuse what a few lines of aliases would make endless, before anything is made of it."""
         root = super().compose_document()
@@ -421,23 +435,12 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+01
 
 
 def _parse(text: str, origin: str) -> Any:
-    if len(text) > MOST_CHARACTERS or _depth(text) > MOST_DEPTH:  # its reader takes time that grows with the square
-        raise UserError(
-            f"{origin} is no configuration: it has more than {MOST_CHARACTERS:,} characters, or more than {MOST_DEPTH} "
-            "brackets within one another"
-        )
+    if len(text) > MOST_CHARACTERS:  # its reader takes seconds for these
+        raise UserError(f"{origin} is no configuration: it has more than {MOST_CHARACTERS:,} characters")
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except RecursionError:
-        raise UserError(f"{origin} is not valid YAML: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:  # a 13th month, a number of 5,000 digits
         raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _depth(text: str) -> int:
-    """How many brackets are open at most."""
-    found = re.finditer(r"[\[{]|[\]}]", text)
-    return max(accumulate((1 if bracket[0] in "[{" else -1 for bracket in found), initial=0))
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

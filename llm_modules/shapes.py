@@ -106,7 +106,9 @@ def tokenizer_of(name: str, *, revision: str | None = None) -> PreTrainedTokeniz
         return None
 
 
-OF_SOURCE = frozenset({"pretrained", "source", "source_revision", "source_dtype", "source_quantization"})
+OF_SOURCE = frozenset(
+    {"pretrained", "source", "source_revision", "source_fingerprint", "source_dtype", "source_quantization"}
+)
 """Model settings that say which weights are there and how they are held; a shape does not tell them."""
 
 

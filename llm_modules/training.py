@@ -97,9 +97,14 @@ def load_source(settings: ModelSettings, *, tables_only: bool = False) -> Source
         "dtype": getattr(torch, settings.source_dtype),
         "quantization": settings.source_quantization,
     }
-    if tables_only and isinstance(source, str):
-        return Source.load(source, tables_only=True, **how)
-    return Source.of(source, **how)
+    tables = tables_only and isinstance(source, str)
+    found = Source.load(str(source), tables_only=True, **how) if tables else Source.of(source, **how)
+    if settings.source_fingerprint not in (None, found.fingerprint):
+        raise UserError(
+            f"the source {settings.source} has the fingerprint {found.fingerprint}, and model.source_fingerprint asks "
+            f"for {settings.source_fingerprint}; bring the weights that were meant, or set it right"
+        )
+    return found
 
 
 def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> TrainingData:

@@ -32,7 +32,8 @@ def read_conversations(source: str | Path, *, split: str = "train") -> list[Conv
     """Read every record of a file, folder or hub data set as a conversation.
 
     Args:
-        source: A file (`.jsonl`, `.json`, `.csv`, `.parquet`), a folder, or a hub id such as `owner/name`.
+        source: A file (`.jsonl`, `.json`, `.csv`, `.parquet`), a folder, or a hub id such as `owner/name`, pinned as
+            `owner/name@revision`.
         split: Which split of a folder or hub data set to read; files have none.
 
     Returns:
@@ -105,7 +106,7 @@ def _turns(value: Any, field: str, where: str, *, role_key: str, text_key: str) 
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: `{field}` is neither a list nor JSON text ({error}); write a list") from None
     if not isinstance(value, list):
         raise UserError(f"{where}: `{field}` is a {type(value).__name__}; it must be a list of turns")
@@ -115,7 +116,7 @@ def _turns(value: Any, field: str, where: str, *, role_key: str, text_key: str) 
         if not isinstance(turn, Mapping) or role_key not in turn or text_key not in turn:
             raise UserError(f"{place} must have `{role_key}` and `{text_key}`; it is {_short(turn)}")
         role = turn[role_key]
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise UserError(f"{place} has the unknown role {role!r}; use one of {', '.join(ROLES)}")
         turns.append({"role": ROLES[role], "content": _text(turn[text_key], place)})
     return turns
@@ -254,8 +255,9 @@ def _read_folder(path: Path, split: str) -> Iterable[Mapping[str, Any]]:
 def _read_hub(name: str, split: str) -> Iterable[Mapping[str, Any]]:
     import datasets
 
+    name, _, revision = name.partition("@")
     try:
-        loaded = datasets.load_dataset(name)
+        loaded = datasets.load_dataset(name, revision=revision or None)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise MissingFileError(
             f"{name!r} is neither a file or folder here nor a data set that the Hugging Face hub hands out now "
