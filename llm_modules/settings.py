@@ -406,7 +406,7 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse what is nested too deeply before the rest of it is read, which takes time that grows with the square."""
+        """Refuse what is nested too deeply before the rest is read, which takes time that grows with the square."""
         if self.depth > MOST_DEPTH:
             raise yaml.YAMLError(f"more than {MOST_DEPTH} values are nested within one another")
         self.depth += 1
