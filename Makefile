@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format docs bench screenshots clean
+.PHONY: help setup demo test test-slow lint format docs bench audit screenshots clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,10 @@ docs: $(STAMP) ## build the site of docs/ into build/site; a broken link or refe
 
 bench: $(STAMP) ## measure speed and memory against rivals and limits (under an hour)
 	$(BIN)/python -m benchmarks.run
+
+audit: $(STAMP) ## ask for known vulnerabilities of all packages (needs a network), and list their licences
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[audit]'
+	$(BIN)/python tools/audit.py
 
 screenshots: $(STAMP) ## picture the web page with the pairs of `make demo`, into docs/ (a minute; needs Chromium)
 	$(BIN)/python docs/screenshots.py

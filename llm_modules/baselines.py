@@ -15,7 +15,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llm_modules.errors import UserError
-from llm_modules.files import written_beside
+from llm_modules.folders import written_beside
 from llm_modules.generator import position_limit
 from llm_modules.loss import LossVocabulary, cross_entropy, label_rows
 from llm_modules.readout import Readout

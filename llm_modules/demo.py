@@ -1,7 +1,6 @@
 """`llm-modules demo`: one pair per built-in task, against its own two halves, on held-out problems."""
 
 import gc
-import json
 import resource
 import statistics
 import time
@@ -13,12 +12,12 @@ from pathlib import Path
 import torch
 
 from llm_modules.baselines import GeneratorAlone
+from llm_modules.checksums import write_json
 from llm_modules.controls import with_zeroed_knowledge
 from llm_modules.data.templates import with_template
 from llm_modules.errors import UserError
 from llm_modules.evaluation import Evaluation, Score, evaluate
 from llm_modules.few_shot import few_shot
-from llm_modules.files import write_text
 from llm_modules.machine import machine
 from llm_modules.modeling import CombinedModel
 from llm_modules.plots import accuracy_figure, loss_figure, save_figure
@@ -113,7 +112,7 @@ def run_demo(output: Path) -> dict:
         "speed_vs_source": {name: speed[name] / speed["source"] for name in ("prompt", "causal")},
         "chat_command": f"llm-modules chat {output / 'arithmetic' / 'model'}",
     }
-    write_text(output / "results.json", json.dumps(results, indent=2, ensure_ascii=False))
+    write_json(output / "results.json", results)
     page, _ = write_report(results, output)
     print("\n" + summary(results))
     print(f"\nreport:  {page}\nfigures: {output / 'results.json'}")
@@ -179,7 +178,7 @@ FEW_SHOT = {"arithmetic": 3, "facts": 8}
 
 
 def _fit(model, data, settings: Settings, output: Path, tokenizer) -> list[dict]:
-    training = settings.training.model_copy(update={"output_dir": output})
+    training = settings.training.model_copy(update={"output_dir": output, "resume": False})
     trainer = fit(model, data, training, tokenizer=tokenizer)
     if trainer.interrupted:
         raise KeyboardInterrupt

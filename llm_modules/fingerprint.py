@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llm_modules.checksums import parse_json, read_json, write_json
 from llm_modules.errors import UserError
-from llm_modules.files import cache_folder, write_text
+from llm_modules.files import cache_folder
 
 # weights of equal shapes mean something else under other choices: a changed one must not load silently
 COMBINED_CHOICES = (
@@ -51,10 +53,10 @@ def fingerprint_folder(folder: Path) -> str:
     state = {str(file.resolve()): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
     key = hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
     known = cache_folder() / "fingerprints" / key
-    if known.is_file():
-        return known.read_text()
+    with suppress(FileNotFoundError, UserError):  # a damaged one is made again
+        return str(read_json(known)["fingerprint"])
     digest = fingerprint_tensors(stored_tensors(files))
-    write_text(known, digest)
+    write_json(known, {"fingerprint": digest})
     return digest
 
 
@@ -62,11 +64,20 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is none, or an index of them names what is not there.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder} holds no *.safetensors file; point to a model folder with safetensors weights")
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            named = set(parse_json(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{index} cannot be read ({error}); fetch or save the folder again") from None
+        if outside := named - {file.name for file in files}:  # a path, which nothing here has checked
+            raise UserError(
+                f"{index} names {min(map(str, outside))}, which is not in its folder; fetch or save it again"
+            )
     return files
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from llm_modules.blocks import first_blocks
+from llm_modules.checksums import verify
 from llm_modules.errors import UserError
 from llm_modules.source import Source
 
@@ -72,9 +72,12 @@ def load_generator(
     if isinstance(generator, PreTrainedModel):
         body = generator.base_model.float()  # what trains is fp32
     else:
+        verify(Path(generator))
         try:
-            body, info = AutoModel.from_pretrained(generator, dtype=torch.float32, output_loading_info=True)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            body, info = AutoModel.from_pretrained(
+                generator, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, use_safetensors=True
+            )
+        except Exception as error:  # a damaged file fails in as many ways as there are damages
             raise UserError(
                 f"generator={str(generator)!r} could not be loaded ({error}); give a folder, a reachable hub id, or a "
                 "configuration (random weights)"

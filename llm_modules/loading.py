@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from llm_modules.checksums import verify
 from llm_modules.configuration import CombinedConfig
 from llm_modules.errors import UserError
 from llm_modules.machine import best_device
 from llm_modules.modeling import CombinedModel
 from llm_modules.source import Source
+from llm_modules.source_files import stored_config
 
 
 def load_trained(folder: str | Path, *, source: Source | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -57,10 +59,12 @@ def load_causal_lm(name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     Raises:
         UserError: If there is none, or it cannot be reached.
     """
+    verify(Path(name))
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        safely = {"trust_remote_code": False}
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **safely)
+        tokenizer = AutoTokenizer.from_pretrained(name, **safely)
+    except Exception as error:  # a damaged file fails in as many ways as there are damages
         raise UserError(
             f"{str(name)!r} could not be loaded as a language model with a tokenizer ({error}); give a folder that "
             "holds both, or a hub id where there is a network"
@@ -72,6 +76,6 @@ def _holds_another_kind(folder: Path) -> bool:
     if not (folder / "config.json").is_file():
         return False
     try:
-        return not isinstance(AutoConfig.from_pretrained(folder, local_files_only=True), CombinedConfig)
-    except (ValueError, OSError, KeyError, TypeError):
+        return not isinstance(stored_config(folder), CombinedConfig)
+    except UserError:
         return False  # CombinedModel.from_pretrained says what is wrong

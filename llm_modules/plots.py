@@ -1,5 +1,6 @@
 """Pictures of training and comparison."""
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+
+from llm_modules.files import write_bytes
 
 NAMES = {
     "source": "source",
@@ -152,13 +155,13 @@ def interval_figure(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write beside, then rename."""
-    beside = path.with_name(f".{path.name}")
+    """Draw, then write beside and rename."""
+    drawn = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands there instead
-        figure.savefig(beside, format=path.suffix[1:], dpi=150)
+        figure.savefig(drawn, format=path.suffix[1:], dpi=150)
     plt.close(figure)
-    beside.replace(path)
+    write_bytes(path, drawn.getvalue())
 
 
 def _label_decades(axes: Axes) -> None:

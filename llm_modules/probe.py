@@ -1,6 +1,5 @@
 """`llm-modules probe`: what a trained pair lives by, measured by taking it away."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from llm_modules.bootstrap import Estimate, bootstrap
+from llm_modules.checksums import write_json
 from llm_modules.controls import AS_TRAINED, SWAPPED, Control, all_controls, lend
 from llm_modules.data.dataset import check_ids
 from llm_modules.data.records import Conversation, read_conversations
@@ -18,7 +18,6 @@ from llm_modules.data.templates import Example, encode
 from llm_modules.errors import UserError
 from llm_modules.evaluation import Score, evaluate, judge
 from llm_modules.features import Reading, Text, batches, distinct_texts, inputs_of, read_text
-from llm_modules.files import write_text
 from llm_modules.inspection import check_example, inspect_answer, load_pair, make_folder, spell, write_pictures
 from llm_modules.leak import leak_test
 from llm_modules.loss import IGNORED
@@ -247,4 +246,4 @@ def _from_records(
 
 
 def _save(results: dict, output: Path) -> None:
-    write_text(output / "probe.json", json.dumps(results, indent=2, ensure_ascii=False))
+    write_json(output / "probe.json", results)

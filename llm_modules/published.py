@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from llm_modules.checkpoint import read_checkpoint
+from llm_modules.checksums import file_digest
 from llm_modules.comparison import compare_source, name_of
 from llm_modules.data.templates import with_template
 from llm_modules.errors import UserError
 from llm_modules.hub import fetch
 from llm_modules.modeling import LEAK_WARNING, CombinedModel
 from llm_modules.source import Source, SourceLike
+from llm_modules.source_files import stored_config
 
 SOURCE = "qwen.model."  # before the names of the source's own weights, which the published code saved too
 GENERATOR = "gptneo.base_model.transformer."
@@ -114,15 +116,23 @@ def import_published(
 
 
 def import_folder(
-    checkpoint: Path, out: Path, *, source: SourceLike, generator: str | Path | PreTrainedConfig, num_heads: int = 8
+    checkpoint: Path,
+    out: Path,
+    *,
+    source: SourceLike,
+    generator: str | Path | PreTrainedConfig,
+    num_heads: int = 8,
+    sha256: str | None = None,
 ) -> None:
     """Import a published checkpoint into a new folder, and say what is in it and how to go on.
 
     Raises:
-        UserError: As `import_published`, or if `out` holds something already.
+        UserError: As `import_published`, or if `out` holds something already, or the file is not the one of `sha256`.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out} exists and is not empty; choose another folder, or remove it")
+    if sha256 is not None and checkpoint.is_file() and (found := file_digest(checkpoint)) != sha256.lower():
+        raise UserError(f"{checkpoint} has the SHA-256 {found}, not {sha256}; fetch the file that was meant")
     model = import_published(checkpoint, source=source, generator=generator, num_heads=num_heads)
     model.save_pretrained(out)
     counts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in model.named_children()}
@@ -161,10 +171,7 @@ def _read_config(generator: str | Path) -> PreTrainedConfig:
         folder = fetch(str(generator), otherwise="give a folder with its config.json", allow_patterns=["config.json"])
     if not (folder / "config.json").is_file():
         raise UserError(f"generator={str(generator)!r} holds no config.json; put the generator's there")
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}/config.json cannot be read: {error}") from error
+    return stored_config(folder)
 
 
 def _count_layers(weights: Mapping[str, Tensor], beginning: str) -> int:

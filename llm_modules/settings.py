@@ -23,6 +23,9 @@ AtLeastZero = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
+MOST_VALUES, MOST_CHARACTERS, MOST_DEPTH = 100_000, 200_000, 100  # of a file; values with aliases written out
+
+
 class Section(BaseModel):
     """A mapping of settings that refuses keys it does not know."""
 
@@ -46,6 +49,9 @@ class ModelSettings(Section):
         "alone, with its own tokenizer and head, to compare with.",
     )
     source_revision: str | None = Field(None, description="Revision of the source on the hub; null is the newest.")
+    source_fingerprint: str | None = Field(
+        None, description="Fingerprint that the source's weights must have (in a model's config.json); null takes any."
+    )
     source_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Number type of the frozen source alone; what trains is always kept in float32."
     )
@@ -249,7 +255,9 @@ class TrainingSettings(Section):
     save_steps: AtLeastOne | None = Field(None, description="Updates between checkpoints; null is once an epoch.")
     save_total_limit: AtLeastOne = Field(2, description="Checkpoints to keep; older ones are deleted.")
     resume: bool | Literal["auto"] = Field(
-        False, description="Continue from the newest checkpoint in output_dir; `auto` does so if there is one."
+        "auto",
+        description="Continue from the newest checkpoint in output_dir: `auto` if there is one, so that the same "
+        "command goes on after a stop; `true` insists on one; `false` refuses a folder that holds anything.",
     )
     allow_leak: bool = Field(
         False, description="Train with `bidirectional` visibility all the same, to reproduce the paper."
@@ -335,7 +343,11 @@ def read_tree(path: str | Path, *, needs: str, model: type[Section]) -> dict[str
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"the configuration {path} is not there; check the path (relative to {Path.cwd()})")
-    tree = _parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text ({error}); save it as such") from None
+    tree = _parse(text, str(path))
     if tree is None:
         raise UserError(f"{path} is empty; it needs {needs}")
     if not isinstance(tree, dict):
@@ -391,6 +403,25 @@ _SECTIONS: dict[str, type[Section]] = {"model": ModelSettings, "data": DataSetti
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-4 as a number (plain YAML 1.1 wants 1.0e-4) and refuses a key given twice."""
 
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse what is nested too deeply before the rest is read, which takes time that grows with the square."""
+        if self.depth > MOST_DEPTH:
+            raise yaml.YAMLError(f"more than {MOST_DEPTH} values are nested within one another")
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+    def compose_document(self) -> yaml.Node:
+        """Refuse what a few lines of aliases would make endless, before anything is made of it."""
+        root = super().compose_document()
+        assert root is not None  # noqa: S101 - there is a document, or this is not called
+        _size(root, {})
+        return root
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in keys:
@@ -404,10 +435,28 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+01
 
 
 def _parse(text: str, origin: str) -> Any:
+    if len(text) > MOST_CHARACTERS:  # its reader takes seconds for these
+        raise UserError(f"{origin} is no configuration: it has more than {MOST_CHARACTERS:,} characters")
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:  # a 13th month, a number of 5,000 digits
         raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node comes to, its aliases written out.
+
+    Raises:
+        yaml.YAMLError: If they are too many, or it holds itself.
+    """
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES  # until it is known: a node within itself has no end
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        inside = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
+        known[id(node)] = 1 + sum(_size(part, known) for part in inside)
+    if known[id(node)] > MOST_VALUES:
+        raise yaml.YAMLError(f"with its aliases written out it holds more than {MOST_VALUES:,} values")
+    return known[id(node)]
 
 
 def parse_override(override: str) -> tuple[str, Any]:

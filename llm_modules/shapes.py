@@ -10,7 +10,6 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,7 +22,7 @@ from llm_modules.errors import UserError
 from llm_modules.generator import load_generator, num_first_blocks
 from llm_modules.modeling import CombinedModel
 from llm_modules.settings import ModelSettings
-from llm_modules.source_files import FILES_BESIDE_WEIGHTS, resolve_folder, stored_config
+from llm_modules.source_files import FILES_BESIDE_WEIGHTS, resolve_folder, stored_config, stored_tokenizer
 
 # The pair of arXiv 2502.08213: fields that differ from their class's defaults, as their repositories have them.
 KNOWN_SHAPES: dict[str, dict[str, Any]] = {
@@ -102,12 +101,14 @@ def tokenizer_of(name: str, *, revision: str | None = None) -> PreTrainedTokeniz
     """The tokenizer stored beside a model, or `None` where it cannot be had."""
     try:
         folder = resolve_folder(name, revision, files=FILES_BESIDE_WEIGHTS)
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (UserError, OSError, ValueError, KeyError):
+        return stored_tokenizer(folder)
+    except UserError:
         return None
 
 
-OF_SOURCE = frozenset({"pretrained", "source", "source_revision", "source_dtype", "source_quantization"})
+OF_SOURCE = frozenset(
+    {"pretrained", "source", "source_revision", "source_fingerprint", "source_dtype", "source_quantization"}
+)
 """Model settings that say which weights are there and how they are held; a shape does not tell them."""
 
 

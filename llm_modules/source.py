@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     Cache,
     PreTrainedConfig,
     PreTrainedModel,
@@ -19,11 +18,19 @@ from transformers import (
 )
 
 from llm_modules.blocks import blocks_of
+from llm_modules.checksums import verify
 from llm_modules.errors import UserError
 from llm_modules.fingerprint import fingerprint_folder, fingerprint_model, weight_files
 from llm_modules.quantization import Quantization, loading_arguments, quantization_of
 from llm_modules.readout import Readout
-from llm_modules.source_files import hub_commit, resolve_folder, source_identity, stored_folder, stored_tables
+from llm_modules.source_files import (
+    hub_commit,
+    resolve_folder,
+    source_identity,
+    stored_folder,
+    stored_tables,
+    stored_tokenizer,
+)
 
 
 class _DeepEnoughError(Exception):
@@ -133,11 +140,14 @@ class Source:
                 config.quantization_config = loading_arguments(quantization, dtype)["quantization_config"]
             return cls(config, **tables, **stored)
         weight_files(folder)
+        verify(folder)
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
                 local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
                 output_loading_info=True,
                 **loading_arguments(quantization, dtype),
             )
@@ -182,7 +192,7 @@ class Source:
         """The tokenizer stored beside the weights, if any."""
         if self.folder is None or not list(self.folder.glob("*token*")):
             return None
-        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        return stored_tokenizer(self.folder)
 
     @property
     def device(self) -> torch.device:

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from llm_modules.default_source import built_in_source, converted_gguf, is_built_in
 from llm_modules.errors import UserError
@@ -49,11 +56,27 @@ def resolve_folder(source: str | Path, revision: str | None = None, *, files: Se
 
 
 def stored_config(folder: Path) -> PreTrainedConfig:
-    """Configuration of a stored model."""
+    """Configuration of a stored model.
+
+    Raises:
+        UserError: If it is damaged, or needs code that came with it.
+    """
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}/config.json cannot be read ({error}); fetch or save it again") from error
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a damaged file fails in as many ways as there are damages
+        raise UserError(f"{folder}/config.json cannot be read: {error}; fetch or save it again") from error
+
+
+def stored_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Tokenizer of a stored model.
+
+    Raises:
+        UserError: If it is damaged, or needs code that came with it.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a damaged file fails in as many ways as there are damages
+        raise UserError(f"the tokenizer in {folder} cannot be read: {error}; fetch or save it again") from error
 
 
 def stored_tables(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedConfig, dict[str, Any]]:

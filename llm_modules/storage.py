@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_modules.card import model_card
+from llm_modules.checksums import is_sealed, verify
 from llm_modules.configuration import CombinedConfig
 from llm_modules.errors import UserError
-from llm_modules.files import write_text, written_beside
-from llm_modules.fingerprint import fingerprint_combined
+from llm_modules.files import write_text
+from llm_modules.fingerprint import fingerprint_combined, weight_files
+from llm_modules.folders import written_beside
 from llm_modules.hub import fetch
 from llm_modules.source import Source, SourceLike
+from llm_modules.source_files import stored_config, stored_tokenizer
 
 
 class StoredModel(PreTrainedModel):
@@ -57,14 +60,17 @@ class StoredModel(PreTrainedModel):
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             folder = fetch(str(pretrained_model_name_or_path), revision=kwargs.get("revision"))
+        verify(folder)
         config = kwargs.pop("config", None) or _read_config(folder)
-        verify_weights(folder, config)
+        verify_model(folder, config)
         kwargs.setdefault("dtype", torch.float32)  # what trains must not follow the file's dtype
         kwargs.pop("revision", None)
         kwargs["output_loading_info"] = True
         try:
             model, info = super().from_pretrained(folder, *args, config=config, **kwargs)
-        except RuntimeError as error:  # shapes that config.json does not have
+        except UserError:
+            raise
+        except Exception as error:  # shapes that config.json does not have, or values that no model can have
             raise UserError(f"{folder} does not hold this model's weights ({error}); save the model again") from error
         wrong = {kind: sorted(map(str, info[kind])) for kind in info if info[kind]}
         if wrong:
@@ -72,7 +78,7 @@ class StoredModel(PreTrainedModel):
         if source is None and config.source_id is None:
             raise UserError(f"the source of {folder} was never stored; pass it as from_pretrained(..., source=...)")
         if (folder / "tokenizer_config.json").is_file():
-            model.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model.tokenizer = stored_tokenizer(folder)
         if source is None:
             try:
                 source = Source.of(
@@ -137,12 +143,15 @@ class StoredModel(PreTrainedModel):
             write_text(beside / "README.md", model_card(self.config, self.num_parameters()))
 
 
-def verify_weights(folder: Path, config: CombinedConfig) -> None:
-    """Check that weights and choices in `folder` are what `save_pretrained` wrote.
+def verify_model(folder: Path, config: CombinedConfig) -> None:
+    """Check that weights and choices in a folder are what `save_pretrained` wrote; a sealed folder says so itself.
 
     Raises:
         UserError: If they are missing, cut off, or changed.
     """
+    if is_sealed(folder):
+        weight_files(folder)
+        return
     found = fingerprint_combined(folder)
     if config.weights_fingerprint != found:
         raise UserError(
@@ -154,10 +163,7 @@ def verify_weights(folder: Path, config: CombinedConfig) -> None:
 def _read_config(folder: Path) -> CombinedConfig:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json; give a folder that save_pretrained wrote")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}/config.json cannot be read: {error}") from error
+    config = stored_config(folder)
     if not isinstance(config, CombinedConfig):
         raise UserError(f"{folder} holds a {config.model_type} model, not a combined model; give one trained here")
     return config

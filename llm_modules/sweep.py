@@ -5,7 +5,6 @@ import multiprocessing
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
 from multiprocessing.connection import wait
@@ -14,11 +13,13 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
+from llm_modules.checksums import read_json
 from llm_modules.errors import UserError
+from llm_modules.files import remove_half_written
+from llm_modules.folders import alone_in
 from llm_modules.settings import ModelSettings, nearest_key, parse_override
 from llm_modules.shapes import OF_SOURCE, skeleton
 from llm_modules.sweep_file import Run, Sweep
@@ -52,7 +53,9 @@ def sweep(found: Sweep, *, output: Path | None, dry_run: bool, command: Sequence
         print(line)
     if dry_run:
         return 0
-    with _alone(folder):
+    with alone_in(folder, what="sweep"):
+        remove_half_written(folder)
+        remove_half_written(folder / "runs")
         page = _carry_out_all(found, orders, figures, folder, command, jobs=jobs)
     print("\n" + summary(found, list(figures.values())))
     print(f"\nreport:  {page}\nfigures: {folder / 'table.json'}")
@@ -104,7 +107,7 @@ def _carry_out_all(
 
 def _take_up(order: Order, found: Sweep, figures: dict[str, dict[str, Any]], folder: Path) -> None:
     """Add a run that has ended to the figures and to the report."""
-    figures[order.name] = read = json.loads(order.figures.read_text(encoding="utf-8"))
+    figures[order.name] = read = read_json(order.figures)
     write_report(found, list(figures.values()), folder)
     if not order.shares_terminal:
         print(f"ended: {order.point}, seed {order.seed}, {len(figures)} in all", flush=True)
@@ -237,7 +240,7 @@ def _finished(orders: Sequence[Order], path: Path) -> dict[str, dict[str, Any]]:
     """
     ours, found = {order.name: order for order in orders}, {}
     for file in sorted(orders[0].folder.glob("*.json")):
-        read = json.loads(file.read_text(encoding="utf-8"))
+        read = read_json(file)
         if "failed" in read:
             continue
         if file.stem not in ours:
@@ -268,15 +271,3 @@ def _overview(found: Sweep, figures: dict[str, dict[str, Any]], folder: Path) ->
     if figures and left:
         line += f": about {left * fmean(one['run_s'] for one in figures.values()) / 60:.0f} min, as those finished took"
     yield line
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(
-            f"another sweep is writing into {folder}; wait until it ends, or choose another --out"
-        ) from None

@@ -1,6 +1,5 @@
 """The report of a sweep: one table and one picture, as a web page, Markdown and JSON."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from llm_modules.bootstrap import bootstrap
+from llm_modules.checksums import write_json
 from llm_modules.evaluation import Score
 from llm_modules.files import write_text
 from llm_modules.pages import Cell, Table, bullets, embedded, share, templates
@@ -137,7 +137,7 @@ def write_report(found: Sweep, figures: Sequence[Mapping[str, Any]], folder: Pat
     lines = rows(found, figures)
     failed = [{key: one[key] for key in ("point", "seed", "failed")} for one in figures if "failed" in one]
     told = {"sweep": found.path.stem, "task": found.judging.task, "points": lines, "failed": failed}
-    write_text(folder / "table.json", json.dumps(told, indent=2))
+    write_json(folder / "table.json", told)
     images = {}
     if lines:
         figure = interval_figure(

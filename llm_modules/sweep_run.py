@@ -17,14 +17,15 @@ from typing import Any
 
 import torch
 
+from llm_modules.checksums import write_json
 from llm_modules.errors import UserError
 from llm_modules.examination import ask
-from llm_modules.files import write_text
 from llm_modules.machine import peak_gb
+from llm_modules.run_folder import last_checkpoint
 from llm_modules.settings import Settings
 from llm_modules.sweep_file import Judging
 from llm_modules.tasks import Problem, Task, get_task
-from llm_modules.training import last_checkpoint, train
+from llm_modules.training import train
 
 INTERRUPTED = 130
 """Exit code of a run that Ctrl-C stopped."""
@@ -95,7 +96,7 @@ def record(order: Order, found: dict[str, Any]) -> None:
         "evaluation": order.judging.model_dump(mode="json"),
         "settings": settings_of(order),
     }
-    write_text(order.figures, json.dumps(told | found, indent=2))
+    write_json(order.figures, told | found)
 
 
 def settings_of(order: Order) -> dict[str, Any]:

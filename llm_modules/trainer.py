@@ -1,5 +1,6 @@
 """transformers' Trainer, told what a pair needs: two learning rates, knowledge, and a Ctrl-C that loses nothing."""
 
+import shutil
 import signal
 import sys
 import threading
@@ -13,16 +14,20 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
+from llm_modules.checksums import seal
 from llm_modules.data.batches import LengthGroupedBatches, TokenBudgetBatches
 from llm_modules.errors import UserError
+from llm_modules.files import HALF_WRITTEN, told_if_unwritable
 from llm_modules.fingerprint import COMBINED_CHOICES, LATER_CHOICES
 from llm_modules.knowledge import Knowledge
 from llm_modules.loss import LossVocabulary
 from llm_modules.modeling import CombinedModel
 from llm_modules.optimizer import build_optimizer
+from llm_modules.run_folder import remove_older, verify_checkpoint
 from llm_modules.settings import TrainingSettings
-from llm_modules.storage import verify_weights
+from llm_modules.storage import verify_model
 
 
 def training_batches(
@@ -49,6 +54,7 @@ class CombinedTrainer(Trainer):
         self._loss_shifts_labels = True  # so the first token of a row is not counted as a label
         self.settings = settings
         self.trained_words = trained_words
+        self._writes_into: Path | None = None  # where a checkpoint becomes whole
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """An optimizer with a learning rate for the generator and one for all that joins it to the source."""
@@ -110,10 +116,53 @@ class CombinedTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         return training_batches(self.train_dataset if train_dataset is None else train_dataset, self.settings)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Beside, then renamed when all of it is there; older ones go only after it has been read back."""
+        run, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        beside = run / f".{name}{HALF_WRITTEN}"  # the same for all processes
+        if self.args.should_save:
+            shutil.rmtree(beside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._writes_into = beside
+        try:
+            with told_if_unwritable(run):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    self._finish_checkpoint(beside / name, run / name)
+        finally:
+            self._writes_into = None
+            if self.args.should_save:
+                shutil.rmtree(beside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _finish_checkpoint(self, written: Path, final: Path) -> None:
+        best = self.state.best_global_step
+        if best:  # transformers has looked for it among what is being written
+            self.state.best_model_checkpoint = str(final.with_name(f"checkpoint-{best}"))
+        self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+        (written / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nobody reads
+        seal(written)
+        if final.exists():  # damaged, or of another course of this run
+            final.rename(written.parent / "replaced")
+        written.rename(final)
+        verify_checkpoint(final)
+        best_name = self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint).name
+        remove_older(final.parent, keep=self.settings.save_total_limit, best=best_name)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._writes_into is None else str(self._writes_into)
+
+    def _load_best_model(self) -> None:
+        best = Path(self.args.output_dir) / Path(str(self.state.best_model_checkpoint)).name  # the run may have moved
+        self.state.best_model_checkpoint = str(best)
+        verify_checkpoint(best)
+        super()._load_best_model()
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if isinstance(self.model, CombinedModel):
             saved = type(self.model.config).from_pretrained(resume_from_checkpoint)
-            verify_weights(Path(resume_from_checkpoint), saved)
+            verify_model(Path(resume_from_checkpoint), saved)
             before, now = saved.to_dict(), self.model.config.to_dict()
             shapes = ("num_bridge_layers", "d_adapter", "pre_projection")
             for name in (*COMBINED_CHOICES, *LATER_CHOICES, *shapes, "gate_start"):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from transformers import (
     EarlyStoppingCallback,
@@ -28,10 +27,17 @@ from llm_modules.data.records import Conversation, read_conversations
 from llm_modules.data.templates import Example, with_template
 from llm_modules.errors import UserError
 from llm_modules.features import knowledge_bytes, with_knowledge
-from llm_modules.files import write_text
 from llm_modules.loading import load_causal_lm
 from llm_modules.modeling import CombinedModel
 from llm_modules.plots import loss_figure, save_figure
+from llm_modules.run_folder import (
+    CHECKPOINTS,
+    MODEL,
+    claimed,
+    last_checkpoint,
+    refuse_other_examples,
+    verify_checkpoint,
+)
 from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings
 from llm_modules.shapes import choices_of
 from llm_modules.source import Source, SourceLike
@@ -91,9 +97,14 @@ def load_source(settings: ModelSettings, *, tables_only: bool = False) -> Source
         "dtype": getattr(torch, settings.source_dtype),
         "quantization": settings.source_quantization,
     }
-    if tables_only and isinstance(source, str):
-        return Source.load(source, tables_only=True, **how)
-    return Source.of(source, **how)
+    tables = tables_only and isinstance(source, str)
+    found = Source.load(str(source), tables_only=True, **how) if tables else Source.of(source, **how)
+    if settings.source_fingerprint not in (None, found.fingerprint):
+        raise UserError(
+            f"the source {settings.source} has the fingerprint {found.fingerprint}, and model.source_fingerprint asks "
+            f"for {settings.source_fingerprint}; bring the weights that were meant, or set it right"
+        )
+    return found
 
 
 def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> TrainingData:
@@ -165,8 +176,10 @@ def fit(
         )
     for example in [*data.training, *data.validation]:
         model.check_room(len(example.prompt_ids), len(example.response_ids))
-    checkpoints = settings.output_dir / "checkpoints"
+    checkpoints = settings.output_dir / CHECKPOINTS
     last = last_checkpoint(checkpoints) if settings.resume else None
+    if last is not None:
+        verify_checkpoint(last)
     if settings.resume is True and last is None:
         raise UserError(f"training.resume=true, but {checkpoints} holds no checkpoint; use training.resume=auto")
     arguments = _arguments(settings, data, checkpoints)
@@ -208,12 +221,6 @@ def fit(
     return trainer
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; a kill may leave one half written."""
-    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]  # written last
-    return max(complete, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]), default=None)
-
-
 def keep_knowledge(model: CombinedModel, data: TrainingData) -> TrainingData:
     """Let the source read the data once, if what it says fits in memory; else it reads in every step."""
     needed = knowledge_bytes(model, [*data.training, *data.validation])
@@ -241,14 +248,18 @@ def train(settings: Settings, *, command: list[str] | None = None) -> Path:
     Raises:
         UserError: For anything in the settings or the data that cannot be used.
     """
+    with claimed(settings):
+        return _train(settings, command=command)
+
+
+def _train(settings: Settings, *, command: list[str] | None) -> Path:
     output = settings.training.output_dir
-    claim_output(output, resume=bool(settings.training.resume))
     print(f"seed {settings.training.seed}, data seed {settings.data.seed}")
     model = model_to_train(settings)
     model.tokenizer = tokenizer = with_template(model.tokenizer, settings.data.template)
     data = load_data(settings.data, tokenizer, vocab_size=model.config.vocab_size)
     print(f"training: {batches_line(settings.training, data)}")
-    write_text(output / "settings.yaml", _as_yaml(settings))
+    refuse_other_examples(output, data.training, data.validation)
     frozen = "; the source's stay frozen" if isinstance(model, CombinedModel) else " of a generator without a source"
     print(f"training {model.num_parameters():,} parameters{frozen}")
     trainer = fit(model, data, settings.training, tokenizer=tokenizer)
@@ -256,13 +267,13 @@ def train(settings: Settings, *, command: list[str] | None = None) -> Path:
     save_figure(loss_figure({name: trainer.state.log_history}), output / "loss.png")
     if trainer.interrupted:
         if command is not None:
-            resumed = [part for part in command if not part.startswith("training.resume=")]
-            print(f"interrupted; to go on: {shlex.join([*resumed, 'training.resume=true'])}")
-        return last_checkpoint(output / "checkpoints") or output
-    model.save_pretrained(output / "model")
-    remember_prompts(output / "model", data.training)
-    print(f"saved {output / 'model'}; losses: {output / 'loss.png'}")
-    return output / "model"
+            again = [part for part in command if not part.startswith("training.resume=")]
+            print(f"interrupted; the same command goes on: {shlex.join(again)}")
+        return last_checkpoint(output / CHECKPOINTS) or output
+    model.save_pretrained(output / MODEL)
+    remember_prompts(output / MODEL, data.training)
+    print(f"saved {output / MODEL}; losses: {output / 'loss.png'}")
+    return output / MODEL
 
 
 def model_to_train(settings: Settings, *, reads: bool = False) -> CombinedModel | GeneratorAlone:
@@ -285,34 +296,6 @@ def model_to_train(settings: Settings, *, reads: bool = False) -> CombinedModel 
     if model.tokenizer is None:
         raise UserError(f"the source {chosen.source!r} has no tokenizer beside its weights; add one")
     return model
-
-
-def claim_output(folder: Path, *, resume: bool) -> None:
-    """Make the output folder, before anything is computed.
-
-    Raises:
-        UserError: If it holds something already and this is no resumed run, or it cannot be written.
-    """
-    if folder.exists() and not resume and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"output_dir={folder} exists and is not empty; choose another, remove it, or resume with "
-            "training.resume=auto"
-        )
-    try:
-        write_text(folder / ".writable", "")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"output_dir={folder} cannot be written ({error.strerror}); choose another") from error
-
-
-def _as_yaml(settings: Settings) -> str:
-    """All settings, defaults written out, as a file to train from again."""
-    fields = settings.model_dump(mode="json")
-    if settings.model.pretrained is not None or settings.model.source is None:
-        fields["model"] = settings.model.model_dump(mode="json", exclude_unset=True)  # the others may not be given
-    if fields["training"]["max_steps"] is not None:
-        del fields["training"]["num_epochs"]  # its default, which counts for nothing then
-    return yaml.safe_dump(fields, sort_keys=False)
 
 
 def batches_line(settings: TrainingSettings, data: TrainingData) -> str:
@@ -367,7 +350,6 @@ def _arguments(settings: TrainingSettings, data: TrainingData, checkpoints: Path
         eval_steps=eval_steps,
         save_strategy="steps",
         save_steps=eval_steps if stops_early else min(settings.save_steps or steps_per_epoch, total),
-        save_total_limit=settings.save_total_limit,
         load_best_model_at_end=stops_early,
         restore_callback_states_from_checkpoint=True,  # early stopping counts on
         metric_for_best_model="loss",

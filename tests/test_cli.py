@@ -266,8 +266,8 @@ def test_ctrl_c_while_training_keeps_a_checkpoint_and_the_printed_command_resume
     assert "Traceback" not in errors and "stopping after this step, with a checkpoint" in errors
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-*")
     assert 0 < int(checkpoint.name.rpartition("-")[2]) < 150
-    printed = re.search(r"interrupted; to go on: (.+)", seen + rest)[1]
-    assert printed == shlex.join(["llm-modules", "train", str(config), *overrides, "training.resume=true"])
+    printed = re.search(r"interrupted; the same command goes on: (.+)", seen + rest)[1]
+    assert printed == shlex.join(["llm-modules", "train", str(config), *overrides])
     result = call(*shlex.split(printed)[1:])
     assert result.exit_code == 0, result.output
     CombinedModel.from_pretrained(tmp_path / "run" / "model")

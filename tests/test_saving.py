@@ -10,7 +10,9 @@ from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from llm_modules import CombinedConfig, CombinedModel, Source, UserError
-from llm_modules.files import write_text, written_beside
+from llm_modules.checksums import SUMS
+from llm_modules.files import write_text
+from llm_modules.folders import written_beside
 from tests.conftest import VOCAB, random_ids, randomise_, tiny_generator_config, tiny_pair, tiny_source_config
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -43,6 +45,8 @@ def logits_of(model):
 
 
 def edit_config(folder, **changes):
+    """As one who means it: the checksums go, and the fingerprint decides."""
+    (folder / SUMS).unlink(missing_ok=True)
     fields = json.loads((folder / "config.json").read_text())
     for name, value in changes.items():
         section, _, key = name.rpartition("__")
@@ -251,6 +255,9 @@ def test_a_model_without_its_source_says_so(saved):
 def test_truncated_weights_are_refused(saved, kept):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(UserError, match="is not what was saved: model.safetensors .*changed or damaged"):
+        CombinedModel.from_pretrained(saved)
+    (saved / SUMS).unlink()
     with pytest.raises(UserError, match="model.safetensors cannot be read .*cut off or damaged"):
         CombinedModel.from_pretrained(saved)
 
@@ -260,12 +267,18 @@ def test_one_changed_byte_of_the_weights_is_refused(saved, place):
     content = bytearray((saved / "model.safetensors").read_bytes())
     content[place] ^= 1
     (saved / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="is not what was saved: .*changed or damaged: restore it or save it again"):
+        CombinedModel.from_pretrained(saved)
+    (saved / SUMS).unlink()
     with pytest.raises(UserError, match="is not what was saved .*changed or damaged: restore or save it again"):
         CombinedModel.from_pretrained(saved)
 
 
 def test_missing_weights_are_refused(saved):
     (saved / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="is not what was saved: model.safetensors is missing"):
+        CombinedModel.from_pretrained(saved)
+    (saved / SUMS).unlink()
     with pytest.raises(UserError, match="holds no \\*.safetensors file"):
         CombinedModel.from_pretrained(saved)
 
@@ -300,6 +313,7 @@ def test_layers_that_were_moved_are_refused(tmp_path):
 
 def test_a_folder_from_before_layers_could_be_placed_loads(saved, model):
     fields = json.loads((saved / "config.json").read_text())
+    (saved / SUMS).unlink()
     for name in ("placement", "interleave_every", "pre_projection", "gate_start"):
         del fields[name]
     (saved / "config.json").write_text(json.dumps(fields))
@@ -334,6 +348,7 @@ def test_an_impossible_configuration_is_refused(saved, changes, message):
 
 def test_a_broken_or_missing_configuration_is_refused(saved, source_with_tokenizer):
     (saved / "config.json").write_text((saved / "config.json").read_text()[:100])
+    (saved / SUMS).unlink()
     with pytest.raises(UserError, match="config.json cannot be read"):
         CombinedModel.from_pretrained(saved)
     (saved / "config.json").unlink()

@@ -14,18 +14,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llm_modules import CombinedModel, UserError, trainer, training
 from llm_modules.baselines import GeneratorAlone
+from llm_modules.checksums import SUMS
 from llm_modules.data.batches import in_batches
 from llm_modules.data.dataset import Collator
 from llm_modules.data.templates import Example, encode_prompt, with_template
 from llm_modules.loading import load_trained
+from llm_modules.run_folder import claimed, last_checkpoint, refuse_other_examples
 from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings, load_settings
 from llm_modules.trainer import CombinedTrainer, training_batches
 from llm_modules.training import (
     TrainingData,
-    claim_output,
     fit,
     keep_knowledge,
-    last_checkpoint,
     load_data,
     train,
 )
@@ -323,6 +323,11 @@ def test_damaged_checkpoint_is_refused_on_resumption(tmp_path, damage):
     else:
         path = checkpoint / {"weights": "model.safetensors", "optimizer": "optimizer.pt"}[damage]
         path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(
+        UserError, match="is not what was saved: .*remove this checkpoint and run the same again; the run"
+    ):
+        fit(tiny_pair(), data_of(), settings_of(tmp_path, resume=True, max_steps=8), tokenizer=TOKENIZER)
+    (checkpoint / SUMS).unlink()  # as earlier versions wrote it
     message = {"weights": "cut off or damaged", "config": "changed or damaged", "optimizer": "remove this checkpoint"}
     with pytest.raises(UserError, match=message[damage]):
         fit(tiny_pair(), data_of(), settings_of(tmp_path, resume=True, max_steps=8), tokenizer=TOKENIZER)
@@ -419,7 +424,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(tmp_path, talking_sour
         patch.setattr(CombinedTrainer, "training_step", training_step)
         stopped = train(settings, command=["llm-modules", "train", "my config.yaml", "training.resume=auto"])
     assert stopped == tmp_path / "run" / "checkpoints" / "checkpoint-3"
-    assert "interrupted; to go on: llm-modules train 'my config.yaml' training.resume=true" in capsys.readouterr().out
+    assert "interrupted; the same command goes on: llm-modules train 'my config.yaml'" in capsys.readouterr().out
     CombinedModel.from_pretrained(stopped)  # a checkpoint is a model
     assert not (tmp_path / "run" / "model").exists()
 
@@ -719,28 +724,89 @@ def test_token_beyond_the_sources_vocabulary_is_refused(tmp_path):
 # -- the output folder -----------------------------------------------------------------------------------------------
 
 
-def test_output_folder_that_holds_something_is_refused_unless_resumed(tmp_path):
-    (tmp_path / "run").mkdir()
-    claim_output(tmp_path / "run", resume=False)
-    (tmp_path / "run" / "file").touch()
-    with pytest.raises(UserError, match=r"output_dir=.*run exists and is not empty; choose another"):
-        claim_output(tmp_path / "run", resume=False)
-    claim_output(tmp_path / "run", resume=True)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["file"]
+def claim(folder, **changes):
+    data = {"train_file": "nothing.jsonl"}
+    with claimed(Settings(data=data, training={"output_dir": folder} | changes)):
+        pass
 
 
-@pytest.mark.parametrize("resume", [False, True])
+def test_output_folder_that_holds_something_is_refused(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "thesis.txt").touch()
+    for resume in (False, "auto", True):
+        with pytest.raises(UserError, match=r"output_dir=.*run exists and is not empty; choose another"):
+            claim(run, resume=resume)
+    assert [path.name for path in run.iterdir()] == ["thesis.txt"]
+
+
+def test_same_command_goes_on_in_its_folder_unless_told_not_to(tmp_path):
+    for _ in range(2):
+        claim(tmp_path / "run")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        claim(tmp_path / "run", resume=False)
+
+
+def test_two_runs_into_one_folder_are_refused(tmp_path):
+    settings = Settings(data={"train_file": "nothing.jsonl"}, training={"output_dir": tmp_path / "run"})
+    with (
+        claimed(settings),
+        pytest.raises(UserError, match=r"another training is writing into .*run; wait until it ends"),
+    ):
+        claim(tmp_path / "run")
+    claim(tmp_path / "run")
+
+
+def begun(folder, **changes):
+    """As a run that has written a checkpoint."""
+    claim(folder, **changes)
+    (folder / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    (folder / "checkpoints" / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    return folder
+
+
+def test_run_of_other_settings_is_refused_once_it_has_trained(tmp_path):
+    claim(tmp_path / "fresh", seed=1)
+    claim(tmp_path / "fresh", seed=2)
+    run = begun(tmp_path / "run", max_steps=5, seed=1)
+    claim(run, max_steps=9, seed=1, save_steps=2)
+    with pytest.raises(UserError, match=r"holds a run with training.seed=1, now it is 2; resume with the settings"):
+        claim(run, max_steps=9, seed=2)
+    (run / "settings.yaml").write_text("training: {sed: 1}")
+    with pytest.raises(UserError, match="unknown key training.sed; .*cannot be told whether the run there is this one"):
+        claim(run)
+
+
+def test_run_on_other_data_is_refused_once_it_has_trained(tmp_path):
+    run = begun(tmp_path / "run")
+    refuse_other_examples(run, examples(3), [])
+    refuse_other_examples(run, examples(3), [])
+    with pytest.raises(UserError, match="holds a run that began with other training examples; bring the data back"):
+        refuse_other_examples(run, examples(4), [])
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    run = begun(tmp_path / "run")
+    (run / "checkpoints" / ".checkpoint-6.tmp" / "checkpoint-6").mkdir(parents=True)
+    (run / ".loss.png.x.tmp").touch()
+    claim(run)
+    assert sorted(path.name for path in run.rglob("*") if path.name != ".lock") == [
+        "checkpoint-3", "checkpoints", "settings.yaml", "trainer_state.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("resume", [False, "auto"])
 def test_output_folder_below_a_file_is_refused(tmp_path, resume):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"output_dir=.*below cannot be written \(.+\); choose another"):
-        claim_output(tmp_path / "file" / "below", resume=resume)
+    with pytest.raises(UserError, match=r"file/below cannot be written \(.+\); choose another"):
+        claim(tmp_path / "file" / "below", resume=resume)
 
 
-@pytest.mark.parametrize(("resume", "message"), [(False, "exists and is not empty"), (True, "cannot be written")])
-def test_output_folder_that_is_a_file_is_refused(tmp_path, resume, message):
+@pytest.mark.parametrize("resume", [False, "auto"])
+def test_output_folder_that_is_a_file_is_refused(tmp_path, resume):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=message):
-        claim_output(tmp_path / "file", resume=resume)
+    with pytest.raises(UserError, match="is a file, not a folder; choose another"):
+        claim(tmp_path / "file", resume=resume)
 
 
 def test_nothing_is_computed_for_an_output_folder_that_cannot_be(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llm_modules.errors import UserError
-from llm_modules.files import written_beside
+from llm_modules.folders import written_beside
 from llm_modules.loss import LossVocabulary, cross_entropy, label_rows
 from llm_modules.readout import Readout
 from llm_modules.source import Source

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 from llm_modules.baselines import GeneratorAlone
+from llm_modules.checksums import verify
 from llm_modules.compare.adapters import AdaptedSource, Method
 from llm_modules.compare.competitor import Competitor
 from llm_modules.compare.distillation import Distilled
@@ -136,6 +137,7 @@ def _with_lora(problems: Problems, folder: Path) -> Source:
         raise UserError("its teacher, the row lora, left no model to learn from")
     from peft import PeftModel
 
+    verify(folder)
     found = PeftModel.from_pretrained(_whole(_source(problems)), folder).merge_and_unload()
     return Source.of(found)
 

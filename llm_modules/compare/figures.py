@@ -1,6 +1,5 @@
 """From what each row wrote down to figures with intervals, each beside the pair's."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from llm_modules.bootstrap import bootstrap
+from llm_modules.checksums import read_json
 from llm_modules.compare.problems import Problems
 from llm_modules.compare.row import row_file
 from llm_modules.compare.rows import PAIR, Row
@@ -22,7 +22,7 @@ def rows_of(folder: Path, rows: Sequence[Row], *, seeds: int) -> dict[str, list[
     found: dict[str, list[Found]] = {}
     for row in rows:
         files = [row_file(folder, row.name, number) for number in range(seeds)]
-        written = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+        written = [read_json(file) for file in files if file.is_file()]
         if written:
             found[row.name] = written
     return found

@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from llm_modules.checksums import read_json, write_json
 from llm_modules.compare.budget import Budget
 from llm_modules.errors import UserError
-from llm_modules.files import write_text
 from llm_modules.settings import Settings
 from llm_modules.tasks import FILE_TASKS
 
@@ -80,7 +80,7 @@ class Plan(BaseModel):
         """
         file = folder / FILE
         if file.is_file():
-            before, now = _flat(json.loads(file.read_text(encoding="utf-8"))), _flat(json.loads(self._as_json()))
+            before, now = _flat(read_json(file)), _flat(json.loads(self._as_json()))
             changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
             if changed:
                 key = changed[0]
@@ -93,14 +93,14 @@ class Plan(BaseModel):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"--out {folder} exists and holds no comparison; choose another")
         try:
-            write_text(file, self._as_json())
+            write_json(file, json.loads(self._as_json()))
         except OSError as error:
             raise UserError(f"--out {folder} cannot be written ({error.strerror}); choose another") from error
 
     @classmethod
     def load(cls, folder: Path) -> "Plan":
         """As `claim` wrote it."""
-        return cls.model_validate_json((folder / FILE).read_text(encoding="utf-8"))
+        return cls.model_validate(read_json(folder / FILE))
 
     def _as_json(self) -> str:
         # some settings may not be given beside others, not even as their defaults

@@ -1,12 +1,12 @@
 """One row of the table, in a process of its own, so that its memory is its own: `python -m llm_modules.compare.row`."""
 
 import contextlib
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from llm_modules.checksums import read_json, write_json
 from llm_modules.compare.budget import Budget
 from llm_modules.compare.competitors import competitor
 from llm_modules.compare.plan import Plan
@@ -14,7 +14,6 @@ from llm_modules.compare.problems import Problems
 from llm_modules.compare.rows import BY_NAME
 from llm_modules.errors import UserError
 from llm_modules.evaluation import judge
-from llm_modules.files import write_text
 from llm_modules.machine import peak_gb
 
 
@@ -38,7 +37,7 @@ def run_row(folder: Path, name: str, *, number: int) -> dict[str, Any]:
     seed, file = plan.settings.training.seed + number, row_file(folder, name, number)
     rates = plan.rates
     if number and row_file(folder, name, 0).is_file():
-        before = json.loads(row_file(folder, name, 0).read_text(encoding="utf-8"))
+        before = read_json(row_file(folder, name, 0))
         rates = (before["fit"]["rate"],) if before.get("fit", {}).get("rate") else rates
     problems = Problems(plan)
     found: dict[str, Any] = {"row": name, "seed": seed}
@@ -48,7 +47,7 @@ def run_row(folder: Path, name: str, *, number: int) -> dict[str, Any]:
             fit = one.fit(Budget.parse(plan.budget), rates=rates, seed=seed)
     except UserError as error:
         found |= {"left_out": str(error)}
-        write_text(file, json.dumps(found))
+        write_json(file, found)
         return found
     peak = peak_gb()
     if BY_NAME[name].is_trained:
@@ -71,7 +70,7 @@ def run_row(folder: Path, name: str, *, number: int) -> dict[str, Any]:
         "tokens_per_s": written.tokens_per_s,
         "asked": side.texts,
     }
-    write_text(file, json.dumps(found, ensure_ascii=False))
+    write_json(file, found)
     return found
 
 

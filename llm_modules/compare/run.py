@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_modules.checksums import read_json, write_json
 from llm_modules.compare.budget import Budget
 from llm_modules.compare.figures import figures_of, rows_of, side_by_side
 from llm_modules.compare.given import read_answers
@@ -19,7 +20,9 @@ from llm_modules.compare.rows import PAIR, Row, chosen_rows
 from llm_modules.compare.trained import TRIAL_SHARE
 from llm_modules.errors import UserError
 from llm_modules.files import write_text
+from llm_modules.folders import alone_in
 from llm_modules.machine import machine
+from llm_modules.training import TrainingData
 
 PROGRAM_S = 20.0  # what a row takes beside its budget, before the first has told
 RESULTS = "comparison.json"
@@ -47,6 +50,14 @@ def compare(plan: Plan, *, rows: Sequence[str], answers: Path | None, output: Pa
     data = problems.data(problems.tokenizer, vocab_size=problems.vocab_size)
     problems.refuse_shared(data)
     plan.claim(output)
+    with alone_in(output, what="comparison"):
+        return _compare(plan, chosen, problems, data, given, output)
+
+
+def _compare(
+    plan: Plan, chosen: Sequence[Row], problems: Problems, data: TrainingData, given: Mapping[str, Mapping[str, str]],
+    output: Path,
+) -> dict[str, Any]:  # fmt: skip
     asked = [{"question": one.question} for one in [*problems.test, *problems.asked]]
     write_text(output / "questions.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in asked))
     out_of_time = _run_rows(plan, chosen, output)
@@ -62,7 +73,7 @@ def compare(plan: Plan, *, rows: Sequence[str], answers: Path | None, output: Pa
         "left_out": {row.label: left_out[row.name] for row in chosen if row.name in left_out},
         "asked": side_by_side(found, chosen, given=given, problems=problems),
     }
-    write_text(output / RESULTS, json.dumps(results, indent=2, ensure_ascii=False))
+    write_json(output / RESULTS, results)
     page = write_report(results, output)
     print("\n" + summary(results))
     print(f"\nreport:  {page}\nfigures: {output / RESULTS}")
@@ -76,7 +87,7 @@ def _run_rows(plan: Plan, rows: Sequence[Row], output: Path) -> dict[str, str]:
     for index, (row, number) in enumerate(runs):
         file, done = row_file(output, row.name, number), _finished(output, runs[:index])
         name = f"{index + 1} of {len(runs)}: {row.label}" + f", seed {number}" * (plan.seeds > 1)
-        if file.is_file() and "left_out" not in json.loads(file.read_text(encoding="utf-8")):
+        if file.is_file() and "left_out" not in read_json(file):
             print(f"== {name}: finished before")
             continue
         spent, needed = sum(done.values()), _foreseen(plan, row, done)
@@ -106,21 +117,17 @@ def _run_one(row: Row, number: int, output: Path) -> str | None:
     ended = subprocess.run(command, check=False).returncode  # noqa: S603 - our own module
     found: dict[str, Any] = {"row": row.name}
     if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     else:
         found["left_out"] = f"its process ended with code {ended}" + ": out of memory, or stopped" * (ended < 0)
-    write_text(file, json.dumps(found | {"seconds": time.perf_counter() - start}, ensure_ascii=False))
+    write_json(file, found | {"seconds": time.perf_counter() - start})
     return found.get("left_out")
 
 
 def _finished(output: Path, runs: Sequence[tuple[Row, int]]) -> dict[tuple[str, int], float]:
     """Seconds of the runs so far."""
     files = {(row.name, number): row_file(output, row.name, number) for row, number in runs}
-    return {
-        key: json.loads(file.read_text(encoding="utf-8")).get("seconds", 0.0)
-        for key, file in files.items()
-        if file.is_file()
-    }
+    return {key: read_json(file).get("seconds", 0.0) for key, file in files.items() if file.is_file()}
 
 
 def _foreseen(plan: Plan, row: Row, done: Mapping[tuple[str, int], float]) -> float:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from llm_modules.checksums import seal
 from llm_modules.data.templates import Example
 from llm_modules.errors import UserError
 from llm_modules.files import write_text
@@ -27,6 +28,7 @@ def remember_prompts(folder: Path, examples: Iterable[Example]) -> None:
     write_text(
         folder / FILE, "".join(f"{line}\n" for line in sorted({mark(example.prompt_ids) for example in examples}))
     )
+    seal(folder, [FILE])
 
 
 def refuse_shared_examples(training: Iterable[Example], validation: Sequence[Example]) -> None:

@@ -15,8 +15,9 @@ A text field `system` beside any of them becomes the system turn. In CSV files t
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from llm_modules.errors import MissingFileError, UserError
 
@@ -31,7 +32,8 @@ def read_conversations(source: str | Path, *, split: str = "train") -> list[Conv
     """Read every record of a file, folder or hub data set as a conversation.
 
     Args:
-        source: A file (`.jsonl`, `.json`, `.csv`, `.parquet`), a folder, or a hub id such as `owner/name`.
+        source: A file (`.jsonl`, `.json`, `.csv`, `.parquet`), a folder, or a hub id such as `owner/name`, pinned as
+            `owner/name@revision`.
         split: Which split of a folder or hub data set to read; files have none.
 
     Returns:
@@ -104,7 +106,7 @@ def _turns(value: Any, field: str, where: str, *, role_key: str, text_key: str) 
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: `{field}` is neither a list nor JSON text ({error}); write a list") from None
     if not isinstance(value, list):
         raise UserError(f"{where}: `{field}` is a {type(value).__name__}; it must be a list of turns")
@@ -114,7 +116,7 @@ def _turns(value: Any, field: str, where: str, *, role_key: str, text_key: str) 
         if not isinstance(turn, Mapping) or role_key not in turn or text_key not in turn:
             raise UserError(f"{place} must have `{role_key}` and `{text_key}`; it is {_short(turn)}")
         role = turn[role_key]
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise UserError(f"{place} has the unknown role {role!r}; use one of {', '.join(ROLES)}")
         turns.append({"role": ROLES[role], "content": _text(turn[text_key], place)})
     return turns
@@ -178,21 +180,38 @@ def read_records(source: str, *, split: str = "train", needs: str = FORMS) -> It
     return _read_hub(source, split)
 
 
+@contextmanager
+def _text_of(path: Path, **how: Any) -> Iterator[TextIO]:
+    """An open file, and what may be wrong with it as text in a sentence.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", **how) as lines:
+            yield lines
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text ({error}); save it as such") from None
+
+
 def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8-sig") as lines:
+    with _text_of(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number} is not JSON ({error}); write one JSON object a line") from None
 
 
 def _read_json(path: Path) -> list[Mapping[str, Any]]:
     try:
-        records = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
+        with _text_of(path) as text:
+            records = json.loads(text.read())
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); one object a line belongs into a .jsonl file") from None
     if not isinstance(records, list):
         raise UserError(f"{path} holds a {type(records).__name__}; write a list of records, or use .jsonl")
@@ -201,7 +220,7 @@ def _read_json(path: Path) -> list[Mapping[str, Any]]:
 
 def _read_csv(path: Path) -> Iterator[Mapping[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than some answers
-    with path.open(encoding="utf-8-sig", newline="") as lines:
+    with _text_of(path, newline="") as lines:
         for row in csv.DictReader(lines):
             yield {field: value for field, value in row.items() if field is not None}
 
@@ -212,7 +231,7 @@ def _read_parquet(path: Path) -> list[Mapping[str, Any]]:
 
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a Parquet file ({error}); write it again") from None
 
 
@@ -236,8 +255,9 @@ def _read_folder(path: Path, split: str) -> Iterable[Mapping[str, Any]]:
 def _read_hub(name: str, split: str) -> Iterable[Mapping[str, Any]]:
     import datasets
 
+    name, _, revision = name.partition("@")
     try:
-        loaded = datasets.load_dataset(name)
+        loaded = datasets.load_dataset(name, revision=revision or None)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise MissingFileError(
             f"{name!r} is neither a file or folder here nor a data set that the Hugging Face hub hands out now "

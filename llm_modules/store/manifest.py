@@ -1,17 +1,20 @@
 """`manifest.json`: whose states a store holds, and which shards; a shard's own entry until it is in there."""
 
-import json
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from llm_modules.checksums import parse_json, write_json
 from llm_modules.errors import UserError
-from llm_modules.files import write_text
 from llm_modules.store.key import Key
 
 FORMAT: Final = 1
 MANIFEST = "manifest.json"
+
+
+# no path: a manifest may have come from elsewhere, and what it names is read, replaced and removed
+ShardName = Annotated[str, StringConstraints(pattern=r"^(shard|prefix)-[0-9a-f]+\.safetensors$")]
 
 
 class Entry(BaseModel):
@@ -30,25 +33,25 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: ShardName
     num_texts: int
     num_tokens: int
     num_bytes: int
     header_checksum: int
     index_checksum: int
-    prefix: str | None = None
+    prefix: ShardName | None = None
     prefix_ids: list[int] | None = None
 
     def write(self, folder: Path) -> None:
         """Say beside the shard that it is finished."""
-        write_text(folder / entry_name(self.name), self.model_dump_json())
+        write_json(folder / entry_name(self.name), self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Entry | None":
         """Of a shard that is finished, whole, and not yet in the manifest."""
         try:
-            entry = cls.model_validate_json((folder / entry_name(name)).read_text())
-        except (FileNotFoundError, ValidationError):
+            entry = cls.model_validate(parse_json((folder / entry_name(name)).read_bytes()))
+        except (FileNotFoundError, ValueError):  # not yet there, or damaged: read anew
             return None
         return entry if entry.is_whole(folder) else None
 
@@ -77,7 +80,7 @@ class Manifest(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Replace the one in the folder at once."""
-        write_text(folder / MANIFEST, self.model_dump_json(indent=1))
+        write_json(folder / MANIFEST, self.model_dump(mode="json"), indent=1)
 
     @classmethod
     def parse(cls, text: str | bytes, *, location: str) -> "Manifest":
@@ -88,7 +91,7 @@ class Manifest(BaseModel):
         """
         again = "delete the folder and extract again, or use the version that wrote it"
         try:
-            found = json.loads(text)
+            found = parse_json(text)
             version = found["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{location}/{MANIFEST} is damaged ({error}); {again}") from None

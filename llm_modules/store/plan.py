@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from llm_modules.checksums import parse_json, write_json
 from llm_modules.features import Text
-from llm_modules.files import write_text
 from llm_modules.prefix import common_prefix
 from llm_modules.store.key import text_digest, texts_digest
-from llm_modules.store.manifest import Entry
+from llm_modules.store.manifest import Entry, ShardName
 
 PLAN = "plan.json"
 SHARD_BYTES = 64 * 2**20  # what a kill may lose: a minute of reading on a small machine
@@ -28,10 +28,10 @@ class Planned(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: ShardName
     num_texts: int
     num_tokens: int
-    prefix: str | None = None
+    prefix: ShardName | None = None
     prefix_ids: list[int] | None = None
 
 
@@ -75,8 +75,8 @@ class Plan(BaseModel):
     def read(cls, folder: Path) -> "Plan | None":
         """The one that an extraction left unfinished."""
         try:
-            return cls.model_validate_json((folder / PLAN).read_text())
-        except (FileNotFoundError, ValidationError):
+            return cls.model_validate(parse_json((folder / PLAN).read_bytes()))
+        except (FileNotFoundError, ValueError):  # none, or damaged: planned anew
             return None
 
     def agrees_with(self, other: "Plan") -> bool:
@@ -86,7 +86,7 @@ class Plan(BaseModel):
 
     def write(self, folder: Path) -> None:
         """For other processes, and for after a kill."""
-        write_text(folder / PLAN, self.model_dump_json(indent=1))
+        write_json(folder / PLAN, self.model_dump(mode="json"), indent=1)
 
     def unfinished(self, folder: Path) -> list[Planned]:
         """Shards that are not yet whole."""

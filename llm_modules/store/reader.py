@@ -86,6 +86,19 @@ class FeatureStore:
             states.append(own if prefix is None else torch.cat([self._prefix(prefix), own]))
         return states
 
+    def verify(self) -> None:
+        """Read every byte, a text at a time.
+
+        Raises:
+            UserError: If a shard is gone or damaged.
+        """
+        for shard in self._shards.values():
+            for row in range(len(shard.digests)):
+                try:
+                    shard.row(row, self._read([(shard, span) for span in shard.row_ranges(row)]))
+                except ValueError as error:
+                    raise error if isinstance(error, UserError) else self._damaged(shard.entry, str(error)) from None
+
     def _place(self, text: Text) -> tuple[Shard, int]:
         place = self._places.get(text_digest(text))
         if place is None:
