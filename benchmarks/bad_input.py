@@ -358,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Give all readers their share, print and publish; ends with an error if anything was wrong."""
     options = parser("bad_input", __doc__.partition("\n")[0])
     options.add_argument("--seed", type=int, default=0, help="of the inputs")
-    options.add_argument("--only", help="part of a reader's name")
+    options.add_argument("--only", help="parts of readers' names, as csv,import")
     given_options, started = options.parse_args(arguments), time.perf_counter()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -367,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     counts: dict[str, Count] = {}
     with tempfile.TemporaryDirectory() as folder:
         for reader in readers(Path(folder)):
-            if given_options.only is None or given_options.only in reader.name:
+            if given_options.only is None or any(part in reader.name for part in given_options.only.split(",")):
                 count = run_reader(reader, total * reader.share // 100, seed_number=given_options.seed)
                 counts[reader.name] = count
                 print(f"{reader.name}: {count.inputs:,} inputs, {len(count.wrong)} wrong", flush=True)

@@ -16,6 +16,7 @@ from llm_modules.files import write_text
 
 SUMS = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64})  ([^/\\\0]+)")
+NOT_NOTED = (SUMS, "README.md")  # people edit a card, on the hub too; nothing reads it
 OWN = "sha256"  # key of a JSON file's own digest
 
 
@@ -24,11 +25,15 @@ def seal(folder: Path, names: Iterable[str] | None = None) -> None:
 
     Args:
         folder: With the files; those in folders below are not noted.
-        names: Only these, beside what is noted already; `None` for all but hidden ones, in place of what is noted.
+        names: Only these, beside what is noted already; `None` for all, but hidden ones and the card.
     """
     noted = {} if names is None or not (folder / SUMS).is_file() else dict(_noted(folder))
     if names is None:
-        names = [file.name for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != SUMS]
+        names = [
+            file.name
+            for file in folder.iterdir()
+            if file.is_file() and file.name[0] != "." and file.name not in NOT_NOTED
+        ]
     for name in names:
         noted[name] = file_digest(folder / name, flush=True)
     write_text(folder / SUMS, "".join(f"{noted[name]}  {name}\n" for name in sorted(noted)))

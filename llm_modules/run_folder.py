@@ -90,16 +90,16 @@ def verify_checkpoint(checkpoint: Path) -> None:
         )
 
 
-def remove_older(folder: Path, *, keep: int, best: str | None) -> None:
-    """Remove all but the newest checkpoints, and the best; each loses its name before its first file.
+def remove_older(newest: Path, *, keep: int, best: str | None) -> None:
+    """Remove all but the last checkpoints, and the best; each loses its name before its first file.
 
     Args:
-        folder: With the checkpoints.
+        newest: The checkpoint that was written just now.
         keep: How many to keep, the best among them.
         best: Name of the best, if there is one.
     """
-    found = sorted((state.parent for state in folder.glob(f"checkpoint-*/{STATE}")), key=_step)
-    kept = {found[-1].name, best} if found else set()
+    found = sorted((state.parent for state in newest.parent.glob(f"checkpoint-*/{STATE}")), key=_step)
+    kept = {newest.name, best}
     for checkpoint in [one for one in reversed(found) if one.name not in kept][max(0, keep - len(kept - {None})) :]:
         away = checkpoint.with_name(f".{checkpoint.name}.old{HALF_WRITTEN}")
         shutil.rmtree(away, ignore_errors=True)

@@ -434,9 +434,14 @@ _SCIENTIFIC = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+0123456789"))
 
 
+_NESTED = re.compile(rf"(?:[\[{{]\s*){{{MOST_DEPTH + 1}}}")
+
+
 def _parse(text: str, origin: str) -> Any:
     if len(text) > MOST_CHARACTERS:  # its reader takes seconds for these
         raise UserError(f"{origin} is no configuration: it has more than {MOST_CHARACTERS:,} characters")
+    if _NESTED.search(text):  # looks ahead for a thousand characters at each
+        raise UserError(f"{origin} is not valid YAML: more than {MOST_DEPTH} values are nested within one another")
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:  # a 13th month, a number of 5,000 digits

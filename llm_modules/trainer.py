@@ -137,9 +137,9 @@ class CombinedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _finish_checkpoint(self, written: Path, final: Path) -> None:
-        best = self.state.best_global_step
-        if best:  # transformers has looked for it among what is being written
-            self.state.best_model_checkpoint = str(final.with_name(f"checkpoint-{best}"))
+        best = final.with_name(f"checkpoint-{self.state.best_global_step}")
+        if best == final or best.is_dir():  # transformers has looked for it among what is being written
+            self.state.best_model_checkpoint = str(best)
         self.state.save_to_json(str(written / TRAINER_STATE_NAME))
         (written / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nobody reads
         seal(written)
@@ -148,7 +148,7 @@ class CombinedTrainer(Trainer):
         written.rename(final)
         verify_checkpoint(final)
         best_name = self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint).name
-        remove_older(final.parent, keep=self.settings.save_total_limit, best=best_name)
+        remove_older(final, keep=self.settings.save_total_limit, best=best_name)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._writes_into is None else str(self._writes_into)

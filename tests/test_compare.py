@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from llm_modules import UserError
+from llm_modules.checksums import read_json
 from llm_modules.cli import app
 from llm_modules.compare.figures import figures_of, rows_of, side_by_side
 from llm_modules.compare.given import read_answers
@@ -105,7 +106,7 @@ def test_every_row_is_fitted_and_judged_on_the_same_tokens(row, place, tmp_path)
         run_row(tmp_path, "lora", number=0)
     found = run_row(tmp_path, row.name, number=0)
     assert "left_out" not in found, found
-    assert json.loads(row_file(tmp_path, row.name, 0).read_text()) == found
+    assert read_json(row_file(tmp_path, row.name, 0)) == found
     assert found["losses"]["tokens"] == [3] * 6 and found["losses"]["bytes"] == [3] * 6
     assert all(0 < loss < 200 for loss in found["losses"]["nats"])
     asked = 4 if row.name == "pair-bidirectional" else 6

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_modules import UserError
+from llm_modules.checksums import read_json
 from llm_modules.controls import all_controls, with_zeroed_knowledge
 from llm_modules.data.templates import encode
 from llm_modules.probe import Questions, measure, probe, response_losses
@@ -161,7 +162,7 @@ def test_probe_of_a_file_writes_figures_report_and_pictures(knowing_folder, reco
     assert sorted(path.name for path in out.iterdir()) == [
         "attention-1.png", "attention-2.png", "controls.png", "gates.png", "probe.html", "probe.json", "probe.md",
     ]  # fmt: skip
-    assert json.loads((out / "probe.json").read_text()) == json.loads(json.dumps(results))
+    assert read_json(out / "probe.json") == json.loads(json.dumps(results))
     assert results["n"] == 7 and "exact_match" not in results["controls"][0]
     assert summary(results) in capsys.readouterr().out
     page = Tags((out / "probe.html").read_text())

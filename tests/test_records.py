@@ -103,13 +103,17 @@ def test_split_that_is_not_there_names_those_that_are(tmp_path):
 
 def test_hub_data_set_is_read(monkeypatch):
     loaded = {"train": [{"prompt": "q", "completion": "a"}]}
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: loaded if name == "owner/name" else None)
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, revision: loaded if (name, revision) == ("owner/name", None) else None
+    )
     assert len(read_conversations("owner/name")) == 1
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, revision: loaded if revision == "abc" else None)
+    assert len(read_conversations("owner/name@abc")) == 1
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no network"), datasets.exceptions.DatasetNotFoundError("no such")])
 def test_unreachable_hub_data_set_says_what_to_do_offline(monkeypatch, error):
-    def refuse(name):
+    def refuse(name, revision):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
