@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from llm_modules.errors import UserError
+from llm_modules.errors import SharedError, UserError
 from llm_modules.serving.limits import Limits
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the li
 TopK = Annotated[int, typer.Option(min=0, help="Sample among so many likeliest words; 0 for all.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest words with this total.")]
 Seed = Annotated[int, typer.Option(help="Seed of sampling or of the problems.")]
+SHARED_VERBS = ("train", "extract", "evaluate")  # what several processes can do together
 
 
 def _plain_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -44,6 +46,20 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise UserError(f"--rates {text!r} is no list of numbers; give some, as 3e-4,1e-3") from error
 
 
+def _one_of_several(verb: str) -> bool:
+    """Whether a launcher started this process beside others; those after the first say nothing but errors."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world_size == 1:
+        return False
+    if verb not in SHARED_VERBS:
+        raise UserError(f"llm-modules {verb} runs in one process, and {world_size} were launched; start it alone")
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - to the end of the process
+        os.environ["TQDM_DISABLE"] = "1"  # read when a verb imports tqdm
+        warnings.simplefilter("ignore")
+    return True
+
+
 def _plain_errors(command: Callable) -> Callable:
     """Print what a user can act on without a traceback."""
 
@@ -51,10 +67,17 @@ def _plain_errors(command: Callable) -> Callable:
     def run(*args, **kwargs):
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when a verb imports transformers
         warnings.showwarning = _plain_warning
+        several = False
         try:
+            several = _one_of_several(command.__name__)
             return command(*args, **kwargs)
         except UserError as error:
-            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            rank = int(os.environ.get("RANK", 0))
+            if isinstance(error, SharedError) and rank:
+                time.sleep(1)  # the launcher ends all when one has ended: the first is to tell it before
+            else:
+                who = f" (process {rank} of {os.environ['WORLD_SIZE']})" if several else ""
+                typer.secho(f"error{who}: {error}", fg=typer.colors.RED, err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("\ninterrupted", err=True)
@@ -291,7 +314,7 @@ def evaluate(
     from llm_modules.examination import examine  # slow to import: a wrong file is told first
 
     figures = examine(model, chosen, problems, seed=seed, max_new_tokens=max_new_tokens, echo=typer.echo)
-    if json is not None:
+    if json is not None and not int(os.environ.get("RANK", 0)):
         from json import dumps
 
         from llm_modules.files import write_text

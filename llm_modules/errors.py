@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file, folder or data set that the user named is not there."""
+
+
+class SharedError(UserError):
+    """One that every process of a launch meets: the first tells it."""

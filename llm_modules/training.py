@@ -1,10 +1,13 @@
 """Train bridge and generator on transformers' Trainer."""
 
+import hashlib
 import math
+import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,11 @@ from llm_modules.files import write_text
 from llm_modules.loading import load_causal_lm
 from llm_modules.modeling import CombinedModel
 from llm_modules.plots import loss_figure, save_figure
+from llm_modules.processes import agree, first_does, is_first, num_processes, process_index, together
 from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings
 from llm_modules.shapes import choices_of
 from llm_modules.source import Source, SourceLike
+from llm_modules.store.key import text_digest
 from llm_modules.store.training import StoreCollator, store_for
 from llm_modules.tasks import get_task
 from llm_modules.tasks.variations import varied
@@ -169,12 +174,9 @@ def fit(
     last = last_checkpoint(checkpoints) if settings.resume else None
     if settings.resume is True and last is None:
         raise UserError(f"training.resume=true, but {checkpoints} holds no checkpoint; use training.resume=auto")
+    check_launch(settings)
+    agree({"newest checkpoint": last and last.name})
     arguments = _arguments(settings, data, checkpoints)
-    if settings.tokens_per_batch is not None and arguments.world_size > 1:
-        raise UserError(
-            f"training.tokens_per_batch={settings.tokens_per_batch} makes batches of unequal numbers of examples, "
-            f"which {arguments.world_size} processes cannot share; leave it out and set training.batch_size"
-        )
     model.to(arguments.device)  # before the source reads; it follows
     collate: Callable = Collator(padding_id(tokenizer, vocab_size=config.vocab_size), data.loss_on)
     if isinstance(model, CombinedModel) and settings.features == "memory":
@@ -196,6 +198,8 @@ def fit(
         eval_dataset=data.validation or None,
         callbacks=callbacks,
     )
+    if process_index():
+        torch.manual_seed(settings.seed + process_index())  # dropout is drawn anew for each
     if last is not None and trainer.restore_finished(last, total_steps=_num_steps(settings, data)):
         print(f"{last} is the end of this run; nothing is left to train")
         trainer.interrupted = False
@@ -228,8 +232,28 @@ def keep_knowledge(model: CombinedModel, data: TrainingData) -> TrainingData:
     return replace(data, training=training, validation=validation)
 
 
+def check_launch(settings: TrainingSettings) -> None:
+    """Refuse what several processes cannot do.
+
+    Raises:
+        UserError: If a batch is too small to share, or the launcher asks for a way of sharding that is not ours.
+    """
+    if settings.tokens_per_batch is None and settings.batch_size < num_processes():
+        raise UserError(
+            f"training.batch_size={settings.batch_size} gives {num_processes()} processes less than an example each; "
+            f"start at most {settings.batch_size}, or set training.batch_size to {num_processes()} or more (and fewer "
+            "gradient_accumulation_steps, to update as often)"
+        )
+    for plugin in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() == "true":
+            raise UserError(
+                f"the launcher's configuration turns {plugin} on, whose checkpoints only the same number of processes "
+                "could resume; take it out there (launch/accelerate/ has examples) and set training.sharding=fsdp2"
+            )
+
+
 def train(settings: Settings, *, command: list[str] | None = None) -> Path:
-    """All of `llm-modules train`: data, model, training, loss picture, saved model.
+    """All of `llm-modules train`: data, model, training, loss picture, saved model; by one process or by several.
 
     Args:
         settings: Of the run.
@@ -239,30 +263,56 @@ def train(settings: Settings, *, command: list[str] | None = None) -> Path:
         Folder of the trained model, or of the last checkpoint if the run was interrupted.
 
     Raises:
-        UserError: For anything in the settings or the data that cannot be used.
+        UserError: For anything in the settings or the data that cannot be used, or if other processes are lost.
     """
+    with together(timeout_s=settings.training.timeout_s, lost="start again with training.resume=auto"):
+        agree(facts(settings))
+        check_launch(settings.training)
+        return _train(settings, command=command)
+
+
+def facts(settings: Settings) -> dict[str, Any]:
+    """What all processes must start with alike."""
+    chosen = settings.model_dump(mode="json")
+    versions = {name: version(name) for name in ("torch", "transformers", "accelerate")}
+    return {f"{section}.{key}": value for section, keys in chosen.items() for key, value in keys.items()} | versions
+
+
+def _train(settings: Settings, *, command: list[str] | None) -> Path:
     output = settings.training.output_dir
-    claim_output(output, resume=bool(settings.training.resume))
+    first_does(partial(claim_output, output, resume=bool(settings.training.resume)))
     print(f"seed {settings.training.seed}, data seed {settings.data.seed}")
     model = model_to_train(settings)
     model.tokenizer = tokenizer = with_template(model.tokenizer, settings.data.template)
     data = load_data(settings.data, tokenizer, vocab_size=model.config.vocab_size)
+    agree({"training data": _digest(data.training), "validation data": _digest(data.validation)})
     print(f"training: {batches_line(settings.training, data)}")
-    write_text(output / "settings.yaml", _as_yaml(settings))
+    if num_processes() > 1:
+        print(f"{num_processes()} processes share every batch")
+    if is_first():
+        write_text(output / "settings.yaml", _as_yaml(settings))
     frozen = "; the source's stay frozen" if isinstance(model, CombinedModel) else " of a generator without a source"
     print(f"training {model.num_parameters():,} parameters{frozen}")
     trainer = fit(model, data, settings.training, tokenizer=tokenizer)
     name = "pair" if isinstance(model, CombinedModel) else "generator"
-    save_figure(loss_figure({name: trainer.state.log_history}), output / "loss.png")
+    if is_first():
+        save_figure(loss_figure({name: trainer.state.log_history}), output / "loss.png")
     if trainer.interrupted:
         if command is not None:
             resumed = [part for part in command if not part.startswith("training.resume=")]
             print(f"interrupted; to go on: {shlex.join([*resumed, 'training.resume=true'])}")
         return last_checkpoint(output / "checkpoints") or output
-    model.save_pretrained(output / "model")
-    remember_prompts(output / "model", data.training)
+    trainer.save_trained(output / "model")
+    if is_first():
+        remember_prompts(output / "model", data.training)
     print(f"saved {output / 'model'}; losses: {output / 'loss.png'}")
     return output / "model"
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """One word for examples in their order."""
+    parts = (text_digest(part) for example in examples for part in (example.prompt_ids, example.response_ids))
+    return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
 
 
 def model_to_train(settings: Settings, *, reads: bool = False) -> CombinedModel | GeneratorAlone:
@@ -350,8 +400,8 @@ def _arguments(settings: TrainingSettings, data: TrainingData, checkpoints: Path
         output_dir=str(checkpoints),
         num_train_epochs=settings.num_epochs,
         max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
+        per_device_train_batch_size=math.ceil(settings.batch_size / num_processes()),
+        per_device_eval_batch_size=math.ceil(settings.batch_size / num_processes()),
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate_bridge,
         weight_decay=settings.weight_decay,
@@ -378,4 +428,5 @@ def _arguments(settings: TrainingSettings, data: TrainingData, checkpoints: Path
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=on_cuda,
+        ddp_find_unused_parameters=False,  # there are none: contract 4
     )

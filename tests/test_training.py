@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llm_modules import CombinedModel, UserError, trainer, training
@@ -484,12 +484,6 @@ def test_data_line_tells_batches_padding_and_what_is_longer_than_the_budget(tmp_
     assert training.batches_line(settings_of(tmp_path, batch_size=3), data) == (
         "1 batches of 3 examples an epoch, padding 52.9%"
     )
-
-
-def test_budget_of_tokens_is_refused_with_several_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(TrainingArguments, "world_size", 2)
-    with pytest.raises(UserError, match="training.tokens_per_batch=50 .* which 2 processes cannot share"):
-        fit(tiny_pair(), data_of(), settings_of(tmp_path, tokens_per_batch=50), tokenizer=TOKENIZER)
 
 
 # -- layers computed again -------------------------------------------------------------------------------------------
