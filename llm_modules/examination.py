@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llm_modules.data.overlap import refuse_trained_prompts
 from llm_modules.data.templates import encode_prompt
 from llm_modules.evaluation import Evaluation, evaluate, explain_nothing_right
 from llm_modules.few_shot import few_shot
-from llm_modules.loading import load_trained
+from llm_modules.loading import load_trained, to_accelerator_
 from llm_modules.modeling import CombinedModel
 from llm_modules.processes import agree, together
 from llm_modules.tasks import Problem, Task
@@ -72,8 +70,7 @@ def ask(
     """The trained model of a folder, and what it scored; arguments and errors as for `examine`."""
     model, tokenizer = load_trained(folder)
     agree({"weights of the model": getattr(model.config, "weights_fingerprint", None)})
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    to_accelerator_(model)
     refuse_trained_prompts(folder, [encode_prompt(problem.messages()[:1], tokenizer) for problem in problems])
     found = evaluate(model, task, problems, tokenizer, max_new_tokens=max_new_tokens, label=task.name)
     for line in _lines(found):

@@ -3,11 +3,10 @@
 import sys
 from pathlib import Path
 
-import torch
-
 from llm_modules.data.templates import with_template
 from llm_modules.errors import UserError
 from llm_modules.features import distinct_texts
+from llm_modules.loading import to_accelerator_
 from llm_modules.modeling import CombinedModel
 from llm_modules.processes import agree, together
 from llm_modules.settings import Settings
@@ -49,8 +48,7 @@ def _extract(settings: Settings, *, out: Path | None, process: int, num_processe
     examples = [*data.training, *data.validation]
     for example in examples:
         model.check_room(len(example.prompt_ids), len(example.response_ids))
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    to_accelerator_(model)
     print(f"{len(examples):,} examples")
     key = Key.of(model, tokenizer, dtype=settings.training.features_dtype)
     folder = default_folder(key) if out is None else out.expanduser()

@@ -50,6 +50,12 @@ def source_of(models: Iterable[Any]) -> Source | None:
     return next((model.source for model in models if isinstance(model, CombinedModel)), None)
 
 
+def to_accelerator_(model: Any) -> None:
+    """Move a model to this process's accelerator, if there is one."""
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+
+
 def load_causal_lm(name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """A causal language model of transformers in fp32, and its own tokenizer, from a folder or the hub.
 

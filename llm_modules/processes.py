@@ -14,7 +14,10 @@ from llm_modules.errors import SharedError, UserError
 Value = TypeVar("Value")
 
 DAY_S = 86_400.0  # where one process may honestly work long while others wait; a death is noticed at once all the same
-LOST = ("gloo", "NCCL", "onnection closed", "onnection reset", "onnection refused", "roken pipe", "imed out")
+LOST = (
+    *("gloo", "NCCL", "onnection closed", "onnection reset", "onnection refused", "roken pipe", "imed out"),
+    *("nreachable", "o route to host"),
+)
 
 
 def process_index() -> int:

@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from types import FrameType
@@ -163,6 +164,10 @@ class CombinedTrainer(Trainer):
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Nothing: `shard_` has seen to them, on gloo too."""
+
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager:
+        """Nothing is put off while gradients accumulate: whole ones would take the memory that sharding saves."""
+        return nullcontext()
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)

@@ -21,6 +21,7 @@ from llm_modules.data.dataset import Collator, padding_id
 from llm_modules.data.templates import Example, encode, encode_prompt
 from llm_modules.errors import UserError
 from llm_modules.features import Reading, read_text
+from llm_modules.loading import to_accelerator_
 from llm_modules.modeling import CombinedModel
 from llm_modules.settings import TrainingSettings
 from llm_modules.source import Source
@@ -135,8 +136,7 @@ class Trained(Competitor):
         self.model = None  # the old one goes before the new one comes
         set_seed(seed)
         self.model = self.build()
-        if torch.accelerator.is_available():
-            self.model.to(torch.accelerator.current_accelerator())
+        to_accelerator_(self.model)
 
     @property
     def _reader(self) -> tuple[Source, list[int], str] | None:
