@@ -12,7 +12,9 @@ from torch import distributed as dist
 from llm_modules.errors import SharedError, UserError
 
 Value = TypeVar("Value")
+_patient: list[dist.ProcessGroup] = []  # the group that waits for work
 
+TIMEOUT_S = 600.0
 DAY_S = 86_400.0  # where one process may honestly work long while others wait; a death is noticed at once all the same
 LOST = (
     *("gloo", "NCCL", "onnection closed", "onnection reset", "onnection refused", "roken pipe", "imed out"),
@@ -36,11 +38,11 @@ def is_first() -> bool:
 
 
 @contextmanager
-def together(*, timeout_s: float = DAY_S, lost: str = "run the same again") -> Iterator[None]:
+def together(*, timeout_s: float = TIMEOUT_S, lost: str = "run the same again") -> Iterator[None]:
     """With the other processes of the same launch, if there are any; joined before, it stays so.
 
     Args:
-        timeout_s: How long a process waits for the others before it gives up.
+        timeout_s: How long a process waits for the others before it gives up; `gathered` waits longer.
         lost: What the user is to do when they are lost.
 
     Raises:
@@ -54,6 +56,7 @@ def together(*, timeout_s: float = DAY_S, lost: str = "run the same again") -> I
         if torch.accelerator.is_available():
             torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", 0)))
         dist.init_process_group(timeout=timedelta(seconds=timeout_s))  # gloo for the CPU, and the accelerator's own
+        _patient.append(dist.new_group(backend="gloo", timeout=timedelta(seconds=DAY_S)))  # now, while all are there
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{who} cannot find the others ({_first_line(error)}); start all of them") from error
     try:
@@ -65,6 +68,7 @@ def together(*, timeout_s: float = DAY_S, lost: str = "run the same again") -> I
             f"{who} has lost the others: one has ended, or did not answer for {timeout_s:g} s ({_first_line(error)}); "
             f"see what it said, and {lost}"
         ) from error
+    _patient.clear()
     dist.destroy_process_group()  # after an error it might wait for those that are gone
 
 
@@ -117,9 +121,7 @@ def gathered(value: Value) -> list[Value]:
     if not _together():
         return [value]
     found: list[Any] = [None] * num_processes()
-    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=DAY_S))
-    dist.all_gather_object(found, value, group=group)
-    dist.destroy_process_group(group)
+    dist.all_gather_object(found, value, group=_patient[0])
     return found
 
 
