@@ -396,7 +396,7 @@ def _arguments(settings: TrainingSettings, data: TrainingData, checkpoints: Path
     stops_early = settings.early_stopping_patience is not None
     if settings.tensorboard and not is_tensorboard_available():
         raise UserError("training.tensorboard=true needs tensorboard; pip install tensorboard, or leave it out")
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=settings.num_epochs,
         max_steps=settings.max_steps or -1,
@@ -430,3 +430,5 @@ def _arguments(settings: TrainingSettings, data: TrainingData, checkpoints: Path
         dataloader_pin_memory=on_cuda,
         ddp_find_unused_parameters=False,  # there are none: contract 4
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one; without a launcher the Trainer would take them all
+    return arguments

@@ -90,17 +90,7 @@ def test_one_of_two_processes_speaks_and_the_model_is_that_of_one(recipe, tmp_pa
 
 @pytest.mark.slow
 def test_accelerate_launches_it_too(recipe):
-    options = [
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
+    options = ["--config_file", "launch/accelerate/one-host.yaml", "--num_processes", "2"]
     told = subprocess.run(
         ["accelerate", "launch", *options, "-m", "llm_modules", "train", str(recipe)], capture_output=True, text=True,
         env=surroundings(), timeout=300, cwd=ROOT,

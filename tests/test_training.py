@@ -193,6 +193,17 @@ def test_logged_training_loss_is_the_mean_over_labels(tmp_path, loss_on):
     assert losses_of(trainer)[1] == pytest.approx(losses_of(trainer, "eval_loss")[1], abs=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 3}, {"tokens_per_batch": 30}])
+def test_validation_loss_is_the_mean_over_labels_however_they_are_batched(tmp_path, changes):
+    data = data_of(4, 7)
+    still = {"max_steps": 1, "learning_rate_bridge": 1e-9, "learning_rate_generator": 1e-9}
+    trainer = fit(tiny_pair(), data, settings_of(tmp_path, **(still | changes)), tokenizer=TOKENIZER)
+    model = trainer.model.eval()
+    with torch.no_grad():
+        whole = model(**{k: v for k, v in Collator(0)(data.validation).items() if not k.startswith("knowledge")}).loss
+    assert losses_of(trainer, "eval_loss")[1] == pytest.approx(whole.item(), abs=1e-5)
+
+
 # -- the loss over part of the vocabulary ----------------------------------------------------------------------------
 
 
