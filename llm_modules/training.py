@@ -238,6 +238,12 @@ def check_launch(settings: TrainingSettings) -> None:
     Raises:
         UserError: If a batch is too small to share, or the launcher asks for a way of sharding that is not ours.
     """
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != num_processes():
+        raise UserError(
+            f"WORLD_SIZE={launched} says that {launched} processes train together, and MASTER_ADDR does not say where; "
+            "start them with torchrun or accelerate launch, or unset it"
+        )
     if settings.tokens_per_batch is None and settings.batch_size < num_processes():
         raise UserError(
             f"training.batch_size={settings.batch_size} gives {num_processes()} processes less than an example each; "

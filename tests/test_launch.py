@@ -237,6 +237,7 @@ def test_a_folder_that_holds_something_is_refused_once(recipe, tmp_path):
 
 @pytest.mark.parametrize(("env", "arguments", "message"), [
     ({"WORLD_SIZE": "2"}, ["chat", "nowhere"], "llm-modules chat runs in one process, and 2 were launched"),
+    ({"WORLD_SIZE": "2", "RANK": "0"}, ["train"], "MASTER_ADDR does not say where; start them with torchrun"),
     ({"ACCELERATE_USE_FSDP": "true"}, ["train"], "turns FSDP on, whose checkpoints only the same number of processes"),
     ({}, ["train", "training.sharding=fsdp2", "training.optimizer=muon"], "muon turns whole matrices"),
 ])  # fmt: skip
@@ -251,5 +252,6 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(monkeypatch, re
     from llm_modules import training
 
     monkeypatch.setattr(training, "num_processes", lambda: 8)
+    monkeypatch.setenv("WORLD_SIZE", "8")
     done = CliRunner().invoke(app, ["train", str(recipe)])
     assert "training.batch_size=4 gives 8 processes less than an example each" in " ".join(done.output.split())
