@@ -75,8 +75,10 @@ class CombinedTrainer(Trainer):
         if "knowledge_states" in inputs:
             inputs["knowledge"] = Knowledge(inputs.pop("knowledge_states"), inputs.pop("knowledge_mask"))
         stands_in = num_processes() > 1 and not bool((inputs["labels"] != IGNORED).any())
-        if stands_in:
-            inputs["labels"] = inputs["input_ids"]
+        if stands_in:  # one row: its last token, which every wiring can predict
+            last = (0, inputs["attention_mask"].sum() - 1)
+            inputs["labels"] = torch.full_like(inputs["labels"], IGNORED)
+            inputs["labels"][last] = inputs["input_ids"][last]
         elif model.training and self.settings.sampled_words is not None:
             # drawn from seed and step, so that a resumed run draws the same
             generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)

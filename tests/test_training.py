@@ -193,6 +193,18 @@ def test_logged_training_loss_is_the_mean_over_labels(tmp_path, loss_on):
     assert losses_of(trainer)[1] == pytest.approx(losses_of(trainer, "eval_loss")[1], abs=1e-4)
 
 
+def test_process_without_an_example_takes_part_and_adds_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "num_processes", lambda: 2)
+    model = tiny_pair(generator_window=4).train()
+    data = TrainingData([Example(list(range(3, 15)), [5, 6])], [])  # a prompt that does not enter the generator whole
+    stand_in = trainer_of(model, tmp_path, data=data)
+    loss = stand_in.compute_loss(model, stand_in._collate([]), num_items_in_batch=3)
+    loss.backward()
+    assert loss == 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
 @pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 3}, {"tokens_per_batch": 30}])
 def test_validation_loss_is_the_mean_over_labels_however_they_are_batched(tmp_path, changes):
     data = data_of(4, 7)
