@@ -4,7 +4,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import wraps
 from pathlib import Path
 from typing import Annotated
@@ -46,18 +47,23 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise UserError(f"--rates {text!r} is no list of numbers; give some, as 3e-4,1e-3") from error
 
 
-def _one_of_several(verb: str) -> bool:
-    """Whether a launcher started this process beside others; those after the first say nothing but errors."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world_size == 1:
+def _several(verb: str) -> bool:
+    """Whether a launcher started this process beside others that it is to meet."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if world_size == 1 or "MASTER_ADDR" not in os.environ:
         return False
     if verb not in SHARED_VERBS:
         raise UserError(f"llm-modules {verb} runs in one process, and {world_size} were launched; start it alone")
-    if rank:
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - to the end of the process
-        os.environ["TQDM_DISABLE"] = "1"  # read when a verb imports tqdm
-        warnings.simplefilter("ignore")
     return True
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing but errors from the processes after the first."""
+    os.environ["TQDM_DISABLE"] = "1"  # read when a verb imports tqdm
+    warnings.simplefilter("ignore")
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _plain_errors(command: Callable) -> Callable:
@@ -69,8 +75,9 @@ def _plain_errors(command: Callable) -> Callable:
         warnings.showwarning = _plain_warning
         several = False
         try:
-            several = _one_of_several(command.__name__)
-            return command(*args, **kwargs)
+            several = _several(command.__name__)
+            with _silence() if several and int(os.environ["RANK"]) else nullcontext():
+                return command(*args, **kwargs)
         except UserError as error:
             rank = int(os.environ.get("RANK", 0))
             if isinstance(error, SharedError) and rank:
