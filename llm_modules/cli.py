@@ -2,15 +2,17 @@
 
 import os
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import wraps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llm_modules.errors import UserError
+from llm_modules.errors import SharedError, UserError
 from llm_modules.serving.limits import Limits
 
 app = typer.Typer(
@@ -30,6 +32,7 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the li
 TopK = Annotated[int, typer.Option(min=0, help="Sample among so many likeliest words; 0 for all.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest words with this total.")]
 Seed = Annotated[int, typer.Option(help="Seed of sampling or of the problems.")]
+SHARED_VERBS = ("train", "extract", "evaluate")  # what several processes can do together
 
 
 def _plain_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -44,6 +47,25 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise UserError(f"--rates {text!r} is no list of numbers; give some, as 3e-4,1e-3") from error
 
 
+def _several(verb: str) -> bool:
+    """Whether a launcher started this process beside others that it is to meet."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if world_size == 1 or "MASTER_ADDR" not in os.environ:
+        return False
+    if verb not in SHARED_VERBS:
+        raise UserError(f"llm-modules {verb} runs in one process, and {world_size} were launched; start it alone")
+    return True
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing but errors from the processes after the first."""
+    os.environ["TQDM_DISABLE"] = "1"  # read when a verb imports tqdm
+    warnings.simplefilter("ignore")
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
 def _plain_errors(command: Callable) -> Callable:
     """Print what a user can act on without a traceback."""
 
@@ -51,10 +73,18 @@ def _plain_errors(command: Callable) -> Callable:
     def run(*args, **kwargs):
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when a verb imports transformers
         warnings.showwarning = _plain_warning
+        several = False
         try:
-            return command(*args, **kwargs)
+            several = _several(command.__name__)
+            with _silence() if several and int(os.environ["RANK"]) else nullcontext():
+                return command(*args, **kwargs)
         except UserError as error:
-            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            rank = int(os.environ.get("RANK", 0))
+            if isinstance(error, SharedError) and rank:
+                time.sleep(1)  # the launcher ends all when one has ended: the first is to tell it before
+            else:
+                who = f" (process {rank} of {os.environ['WORLD_SIZE']})" if several else ""
+                typer.secho(f"error{who}: {error}", fg=typer.colors.RED, err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("\ninterrupted", err=True)
@@ -293,7 +323,7 @@ def evaluate(
     from llm_modules.examination import examine  # slow to import: a wrong file is told first
 
     figures = examine(model, chosen, problems, seed=seed, max_new_tokens=max_new_tokens, echo=typer.echo)
-    if json is not None:
+    if json is not None and not int(os.environ.get("RANK", 0)):
         from llm_modules.checksums import write_json
 
         asked = {"model": str(model), "task": task, "data": data, "verifier": verifier, "seed": seed}

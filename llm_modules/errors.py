@@ -25,3 +25,7 @@ class UnwritableError(UserError, OSError):
 
     def __str__(self) -> str:
         return self._message
+
+
+class SharedError(UserError):
+    """One that every process of a launch meets: the first tells it."""

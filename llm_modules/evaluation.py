@@ -8,9 +8,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llm_modules.data.templates import encode_prompt
+from llm_modules.processes import gathered, num_processes, process_index
 from llm_modules.tasks import Field, Problem, Task, Verdict
 from llm_modules.tasks.json_fields import f1
-from llm_modules.writing import Writing, write
+from llm_modules.writing import Writing, in_turn, write
 
 Z_95 = 1.959964
 
@@ -130,6 +131,8 @@ def evaluate(
 ) -> Evaluation:
     """Ask a model every problem, each as a conversation of one turn in the tokenizer's chat template.
 
+    Several processes share the problems; each of them gets all answers.
+
     Args:
         model: Anything with transformers' `generate`.
         task: Whose verifier judges.
@@ -138,7 +141,9 @@ def evaluate(
         **write_kwargs: As for `writing.write`; `max_new_tokens` is needed.
     """
     prompts = [encode_prompt(problem.messages()[:1], tokenizer) for problem in problems]
-    return judge(task, problems, write(model, prompts, tokenizer, **write_kwargs))
+    own = prompts[process_index() :: num_processes()]
+    written = gathered(write(model, own, tokenizer, **write_kwargs))
+    return judge(task, problems, in_turn(written))
 
 
 def explain_nothing_right(task: Task, found: Evaluation) -> str | None:

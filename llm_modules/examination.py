@@ -1,6 +1,7 @@
 """All of `llm-modules evaluate`: a trained model from its folder, asked, judged, and its figures told."""
 
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from llm_modules.evaluation import Evaluation, evaluate, explain_nothing_right
 from llm_modules.few_shot import few_shot
 from llm_modules.loading import load_trained
 from llm_modules.modeling import CombinedModel
+from llm_modules.processes import agree, together
 from llm_modules.tasks import Problem, Task
 
 
@@ -23,7 +25,7 @@ def examine(
     max_new_tokens: int,
     echo: Callable[[str], object],
 ) -> dict[str, Any]:
-    """Ask a trained model, and beside it the source alone where the task wants that.
+    """Ask a trained model, and beside it the source alone where the task wants that; several processes share the work.
 
     Args:
         folder: Of the model.
@@ -39,6 +41,16 @@ def examine(
     Raises:
         UserError: If the folder holds no usable model, or the model was trained on some of the problems.
     """
+    with together():
+        asked = zlib.crc32(repr(problems).encode())
+        agree({"model": folder, "task": task.name, "problems": asked, "seed": seed, "max_new_tokens": max_new_tokens})
+        return _examine(folder, task, problems, seed=seed, max_new_tokens=max_new_tokens, echo=echo)
+
+
+def _examine(
+    folder: Path, task: Task, problems: Sequence[Problem], *, seed: int, max_new_tokens: int,
+    echo: Callable[[str], object],
+) -> dict[str, Any]:  # fmt: skip
     model, found = ask(folder, task, problems, max_new_tokens=max_new_tokens, echo=echo)
     figures = found.as_dict()
     if task.num_shots is not None and isinstance(model, CombinedModel):
@@ -57,6 +69,7 @@ def ask(
 ) -> tuple[Any, Evaluation]:
     """The trained model of a folder, and what it scored; arguments and errors as for `examine`."""
     model, tokenizer = load_trained(folder)
+    agree({"weights of the model": getattr(model.config, "weights_fingerprint", None)})
     refuse_trained_prompts(folder, [encode_prompt(problem.messages()[:1], tokenizer) for problem in problems])
     found = evaluate(model, task, problems, tokenizer, max_new_tokens=max_new_tokens, label=task.name)
     for line in _lines(found):

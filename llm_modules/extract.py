@@ -1,5 +1,6 @@
 """All of `llm-modules extract`: from settings to a store."""
 
+import sys
 from pathlib import Path
 
 from llm_modules.data.templates import with_template
@@ -7,15 +8,18 @@ from llm_modules.errors import UserError
 from llm_modules.features import distinct_texts
 from llm_modules.machine import best_device
 from llm_modules.modeling import CombinedModel
+from llm_modules.processes import agree, together
 from llm_modules.settings import Settings
 from llm_modules.store.extraction import Extraction
 from llm_modules.store.key import Key
 from llm_modules.store.training import default_folder
-from llm_modules.training import load_data, model_to_train
+from llm_modules.training import facts, load_data, model_to_train
 
 
 def extract(settings: Settings, *, out: Path | None, process: int, num_processes: int) -> Path:
     """Let the source read the examples that training on these settings would ask for; what is there stays.
+
+    Processes that a launcher started together make sure that they mean the same; others only meet in the folder.
 
     Args:
         settings: Of the training.
@@ -31,6 +35,12 @@ def extract(settings: Settings, *, out: Path | None, process: int, num_processes
     """
     if settings.model.source is None:
         raise UserError("model.source is null, so nothing reads; name a source to extract from")
+    with together():
+        agree(facts(settings) | {"--out": out})
+        return _extract(settings, out=out, process=process, num_processes=num_processes)
+
+
+def _extract(settings: Settings, *, out: Path | None, process: int, num_processes: int) -> Path:
     model = model_to_train(settings, reads=True)
     assert isinstance(model, CombinedModel) and model.tokenizer is not None  # noqa: S101, PT018 - it has a source
     tokenizer = with_template(model.tokenizer, settings.data.template)
@@ -53,5 +63,7 @@ def extract(settings: Settings, *, out: Path | None, process: int, num_processes
     if extraction.run():
         dtype = settings.training.features_dtype
         asked = f" training.features_dtype={dtype}" if dtype and out is None else ""  # a folder says what it holds
-        print(f"finished: {folder}\nto train on it: training.features={'auto' if out is None else folder}{asked}")
+        # the last of several processes says so, whichever it is
+        told = f"finished: {folder}\nto train on it: training.features={'auto' if out is None else folder}{asked}"
+        print(told, file=sys.__stdout__ if process else None, flush=True)
     return folder

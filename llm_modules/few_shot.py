@@ -7,9 +7,10 @@ from transformers import PreTrainedTokenizerBase
 from llm_modules.data.templates import encode_prompt
 from llm_modules.evaluation import Evaluation, judge
 from llm_modules.prefix import common_prefix
+from llm_modules.processes import gathered, num_processes, process_index
 from llm_modules.source import Source
 from llm_modules.tasks import Problem, Task
-from llm_modules.writing import Writing, write
+from llm_modules.writing import Writing, in_turn, write
 
 
 def few_shot(
@@ -27,7 +28,9 @@ def few_shot(
     """
     prompts = [task.few_shot_prompt(problem, num_examples, seed=seed) for problem in problems]
     kinds = [problem.kind for problem in problems]
-    return judge(task, problems, write_prompted(source, prompts, kinds=kinds, max_new_tokens=max_new_tokens))
+    own = slice(process_index(), None, num_processes())
+    written = write_prompted(source, prompts[own], kinds=kinds[own], max_new_tokens=max_new_tokens)
+    return judge(task, problems, in_turn(gathered(written)))
 
 
 def write_prompted(

@@ -124,8 +124,6 @@ def _link(file: str | Path, copy: str | Path) -> None:
 def alone_in(folder: Path, *, what: str) -> Iterator[None]:
     """Hold a folder, so that no second run writes into it; however the process ends, it is free again.
 
-    Of several processes that a launcher started, the first holds it for all.
-
     Args:
         folder: Made if it is not there.
         what: What runs, for the message to the second.
@@ -133,9 +131,6 @@ def alone_in(folder: Path, *, what: str) -> Iterator[None]:
     Raises:
         UserError: If another process holds it, or it cannot be written.
     """
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
     lock = FileLock(folder / LOCK, timeout=PATIENCE_S)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """The folder of a training run: whose it is, who writes into it, and which checkpoint it goes on from."""
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ STATE = "trainer_state.json"
 # a resumed run may have others: they say where, how often and how long, and nothing about an update
 MAY_CHANGE = frozenset({
     "output_dir", "resume", "max_steps", "num_epochs", "eval_steps", "save_steps", "save_total_limit",
-    "early_stopping_patience", "early_stopping_min_delta", "tensorboard",
+    "early_stopping_patience", "early_stopping_min_delta", "tensorboard", "sharding", "timeout_s",
 })  # fmt: skip
 
 
@@ -29,15 +28,10 @@ MAY_CHANGE = frozenset({
 def claimed(settings: Settings) -> Iterator[None]:
     """The output folder of a run, for this process alone, before anything is computed.
 
-    Of several processes that a launcher started, the first does this for all.
-
     Raises:
         UserError: If it holds something else, or a run of other settings, or another process is at work in it, or it
             cannot be written.
     """
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
     folder = settings.training.output_dir
     _refuse_foreign(folder, resume=bool(settings.training.resume))
     with alone_in(folder, what="training"):
@@ -54,7 +48,7 @@ def refuse_other_examples(folder: Path, training: Sequence[Example], validation:
     Raises:
         UserError: If it has others.
     """
-    now = {"training": _digest(training), "validation": _digest(validation)}
+    now = {"training": examples_digest(training), "validation": examples_digest(validation)}
     file = folder / EXAMPLES
     if file.is_file() and last_checkpoint(folder / CHECKPOINTS) is not None:
         before = read_json(file, otherwise="remove it if you know that the data are the same, and run the same again")
@@ -158,7 +152,8 @@ def _step(checkpoint: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def _digest(examples: Sequence[Example]) -> str:
+def examples_digest(examples: Sequence[Example]) -> str:
+    """One word for examples in their order."""
     whole = blake2b(digest_size=16)
     for example in examples:
         for part in (example.prompt_ids, example.response_ids):

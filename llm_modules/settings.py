@@ -210,7 +210,9 @@ class TrainingSettings(Section):
         1.0, description="Share of the training data in an epoch, drawn anew for each (published: 0.3)."
     )
     max_steps: AtLeastOne | None = Field(None, description="Updates of the weights, in place of num_epochs.")
-    batch_size: AtLeastOne = Field(8, description="Examples in one forward pass, on each device.")
+    batch_size: AtLeastOne = Field(
+        8, description="Examples in one forward pass; several processes share them (docs/scaling.md)."
+    )
     tokens_per_batch: AtLeastOne | None = Field(
         None,
         description="In place of batch_size (which then counts for nothing): as many examples of similar length as fit "
@@ -273,12 +275,26 @@ class TrainingSettings(Section):
         description="Number type of the store (docs/features.md says what each costs). Null: the source's own, or "
         "whatever the store named has.",
     )
+    sharding: Literal["none", "fsdp2"] = Field(
+        "none",
+        description="With several processes: `none` keeps all that trains in each of them (DDP), `fsdp2` divides "
+        "weights, gradients and optimizer states among them. Files are whole either way.",
+    )
+    timeout_s: Positive = Field(
+        600.0, description="With several processes: how long one waits for the others before it gives up, in seconds."
+    )
     tensorboard: bool = Field(False, description="Log to tensorboard (needs the extra `tensorboard`).")
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingSettings":
         if self.max_steps is not None and "num_epochs" in self.model_fields_set:
             raise ValueError("give num_epochs or max_steps, not both; each says how long to train")
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_can_be_divided(self) -> "TrainingSettings":
+        if self.sharding == "fsdp2" and self.optimizer == "muon":
+            raise ValueError("muon turns whole matrices, and sharding=fsdp2 divides them; set optimizer=adamw")
         return self
 
     @model_validator(mode="after")

@@ -1,10 +1,13 @@
 """Train bridge and generator on transformers' Trainer."""
 
 import math
+import os
 import shlex
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +33,12 @@ from llm_modules.features import knowledge_bytes, with_knowledge
 from llm_modules.loading import load_causal_lm
 from llm_modules.modeling import CombinedModel
 from llm_modules.plots import loss_figure, save_figure
+from llm_modules.processes import agree, first_does, is_first, num_processes, process_index, together
 from llm_modules.run_folder import (
     CHECKPOINTS,
     MODEL,
     claimed,
+    examples_digest,
     last_checkpoint,
     refuse_other_examples,
     verify_checkpoint,
@@ -182,12 +187,9 @@ def fit(
         verify_checkpoint(last)
     if settings.resume is True and last is None:
         raise UserError(f"training.resume=true, but {checkpoints} holds no checkpoint; use training.resume=auto")
+    check_launch(settings)
+    agree({"newest checkpoint": last and last.name})
     arguments = _arguments(settings, data, checkpoints)
-    if settings.tokens_per_batch is not None and arguments.world_size > 1:
-        raise UserError(
-            f"training.tokens_per_batch={settings.tokens_per_batch} makes batches of unequal numbers of examples, "
-            f"which {arguments.world_size} processes cannot share; leave it out and set training.batch_size"
-        )
     model.to(arguments.device)  # before the source reads; it follows
     collate: Callable = Collator(padding_id(tokenizer, vocab_size=config.vocab_size), data.loss_on)
     if isinstance(model, CombinedModel) and settings.features == "memory":
@@ -209,6 +211,8 @@ def fit(
         eval_dataset=data.validation or None,
         callbacks=callbacks,
     )
+    if process_index():
+        torch.manual_seed(settings.seed + process_index())  # dropout is drawn anew for each
     if last is not None and trainer.restore_finished(last, total_steps=_num_steps(settings, data)):
         print(f"{last} is the end of this run; nothing is left to train")
         trainer.interrupted = False
@@ -235,8 +239,34 @@ def keep_knowledge(model: CombinedModel, data: TrainingData) -> TrainingData:
     return replace(data, training=training, validation=validation)
 
 
+def check_launch(settings: TrainingSettings) -> None:
+    """Refuse what several processes cannot do.
+
+    Raises:
+        UserError: If a batch is too small to share, or the launcher asks for a way of sharding that is not ours.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != num_processes():
+        raise UserError(
+            f"WORLD_SIZE={launched} says that {launched} processes train together, and MASTER_ADDR does not say where; "
+            "start them with torchrun or accelerate launch, or unset it"
+        )
+    if settings.tokens_per_batch is None and settings.batch_size < num_processes():
+        raise UserError(
+            f"training.batch_size={settings.batch_size} gives {num_processes()} processes less than an example each; "
+            f"start at most {settings.batch_size}, or set training.batch_size to {num_processes()} or more (and fewer "
+            "gradient_accumulation_steps, to update as often)"
+        )
+    for plugin in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() == "true":
+            raise UserError(
+                f"the launcher's configuration turns {plugin} on, whose checkpoints only the same number of processes "
+                "could resume; take it out there (launch/accelerate/ has examples) and set training.sharding=fsdp2"
+            )
+
+
 def train(settings: Settings, *, command: list[str] | None = None) -> Path:
-    """All of `llm-modules train`: data, model, training, loss picture, saved model.
+    """All of `llm-modules train`: data, model, training, loss picture, saved model; by one process or by several.
 
     Args:
         settings: Of the run.
@@ -246,10 +276,20 @@ def train(settings: Settings, *, command: list[str] | None = None) -> Path:
         Folder of the trained model, or of the last checkpoint if the run was interrupted.
 
     Raises:
-        UserError: For anything in the settings or the data that cannot be used.
+        UserError: For anything in the settings or the data that cannot be used, or if other processes are lost.
     """
-    with claimed(settings):
+    with together(timeout_s=settings.training.timeout_s), ExitStack() as held:
+        agree(facts(settings))
+        check_launch(settings.training)
+        first_does(partial(held.enter_context, claimed(settings)))
         return _train(settings, command=command)
+
+
+def facts(settings: Settings) -> dict[str, Any]:
+    """What all processes must start with alike."""
+    chosen = settings.model_dump(mode="json")
+    versions = {name: version(name) for name in ("torch", "transformers", "accelerate")}
+    return {f"{section}.{key}": value for section, keys in chosen.items() for key, value in keys.items()} | versions
 
 
 def _train(settings: Settings, *, command: list[str] | None) -> Path:
@@ -258,20 +298,25 @@ def _train(settings: Settings, *, command: list[str] | None) -> Path:
     model = model_to_train(settings)
     model.tokenizer = tokenizer = with_template(model.tokenizer, settings.data.template)
     data = load_data(settings.data, tokenizer, vocab_size=model.config.vocab_size)
+    agree({"training data": examples_digest(data.training), "validation data": examples_digest(data.validation)})
     print(f"training: {batches_line(settings.training, data)}")
-    refuse_other_examples(output, data.training, data.validation)
+    if num_processes() > 1:
+        print(f"{num_processes()} processes share every batch")
+    first_does(partial(refuse_other_examples, output, data.training, data.validation))
     frozen = "; the source's stay frozen" if isinstance(model, CombinedModel) else " of a generator without a source"
     print(f"training {model.num_parameters():,} parameters{frozen}")
     trainer = fit(model, data, settings.training, tokenizer=tokenizer)
     name = "pair" if isinstance(model, CombinedModel) else "generator"
-    save_figure(loss_figure({name: trainer.state.log_history}), output / "loss.png")
+    if is_first():
+        save_figure(loss_figure({name: trainer.state.log_history}), output / "loss.png")
     if trainer.interrupted:
         if command is not None:
             again = [part for part in command if not part.startswith("training.resume=")]
             print(f"interrupted; the same command goes on: {shlex.join(again)}")
         return last_checkpoint(output / CHECKPOINTS) or output
-    model.save_pretrained(output / MODEL)
-    remember_prompts(output / MODEL, data.training)
+    trainer.save_trained(output / MODEL)
+    if is_first():
+        remember_prompts(output / MODEL, data.training)
     print(f"saved {output / MODEL}; losses: {output / 'loss.png'}")
     return output / MODEL
 
@@ -329,12 +374,12 @@ def _arguments(settings: TrainingSettings, data: TrainingData, checkpoints: Path
     stops_early = settings.early_stopping_patience is not None
     if settings.tensorboard and not is_tensorboard_available():
         raise UserError("training.tensorboard=true needs tensorboard; pip install tensorboard, or leave it out")
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=settings.num_epochs,
         max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
+        per_device_train_batch_size=math.ceil(settings.batch_size / num_processes()),
+        per_device_eval_batch_size=math.ceil(settings.batch_size / num_processes()),
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate_bridge,
         weight_decay=settings.weight_decay,
@@ -360,4 +405,7 @@ def _arguments(settings: TrainingSettings, data: TrainingData, checkpoints: Path
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=on_cuda,
+        ddp_find_unused_parameters=False,  # there are none: contract 4
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one; without a launcher the Trainer would take them all
+    return arguments

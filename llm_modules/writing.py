@@ -36,6 +36,14 @@ class Writing:
         return self.num_tokens / self.seconds
 
 
+def in_turn(parts: Sequence[Writing]) -> Writing:
+    """One from those of several writers who took the prompts in turn, at the same time."""
+    texts = [""] * sum(len(part.texts) for part in parts)
+    for index, part in enumerate(parts):
+        texts[index :: len(parts)] = part.texts
+    return Writing(texts, sum(part.num_tokens for part in parts), max(part.seconds for part in parts))
+
+
 @torch.no_grad()
 def write(
     model,

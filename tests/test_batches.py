@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_modules.data.batches import LengthGroupedBatches, TokenBudgetBatches, in_batches, padding_share
+from llm_modules.data.batches import LengthGroupedBatches, Share, TokenBudgetBatches, in_batches, padding_share
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 3))
@@ -123,3 +123,24 @@ def test_each_epoch_draws_another_share_of_the_batches():
         assert len(served) == 32  # 8 of 25 batches
         seen |= served
     assert len(seen) == 100
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 5), st.booleans())
+def test_processes_together_serve_the_batches_of_one(lengths, batch_size, num_processes, by_tokens):
+    made = lambda: (  # noqa: E731
+        TokenBudgetBatches(lengths, tokens_per_batch=60, seed=3)
+        if by_tokens
+        else LengthGroupedBatches(lengths, batch_size=batch_size, seed=3)
+    )
+    shares = [
+        Share(made(), batch_size=batch_size, process=i, num_processes=num_processes) for i in range(num_processes)
+    ]
+    alone = made()
+    for order in (alone, *shares):
+        order.set_epoch(2)
+    whole = in_batches(alone, batch_size=batch_size)
+    served = [list(share) for share in shares]
+    assert [len(share) for share in shares] == [len(parts) for parts in served] == [len(whole)] * num_processes
+    for batch, *parts in zip(whole, *served, strict=True):
+        assert sorted(batch) == sorted(index for part in parts for index in part)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -1,6 +1,8 @@
 """Which examples share a batch: some of similar lengths, counted by examples or by tokens."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -97,6 +99,35 @@ class TokenBudgetBatches(Sampler[list[int]]):
                 batches.append([])
             batches[-1].append(index)
         return [batch for batch in batches if batch]
+
+
+class Share(Sampler[list[int]]):
+    """One process's part of every batch: all processes together serve the batches that one alone would.
+
+    Where a batch has fewer examples than there are processes, some get none of it: an empty list.
+
+    Args:
+        order: Of examples, or of whole batches.
+        batch_size: Examples in a batch, of all processes together; counts for nothing where `order` serves batches.
+        process: Which of the processes, from 0.
+        num_processes: How many there are.
+    """
+
+    def __init__(self, order: Any, *, batch_size: int, process: int, num_processes: int) -> None:
+        self.batch_sampler = order  # the name under which a Trainer looks for `set_epoch`
+        self.batch_size, self.process, self.num_processes = batch_size, process, num_processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; the Trainer calls this before each."""
+        self.batch_sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        served = len(self.batch_sampler)
+        return served if isinstance(self.batch_sampler, TokenBudgetBatches) else math.ceil(served / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in in_batches(self.batch_sampler, batch_size=self.batch_size):
+            yield batch[self.process :: self.num_processes]
 
 
 def _rounded_up(length: int) -> int:

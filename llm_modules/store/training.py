@@ -1,10 +1,10 @@
 """Lend a store to training: opened or filled before, and read a batch at a time."""
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -13,6 +13,7 @@ from llm_modules.errors import UserError
 from llm_modules.features import Text, distinct_texts, read_text
 from llm_modules.files import cache_folder
 from llm_modules.modeling import CombinedModel
+from llm_modules.processes import agree, num_processes, process_index, wait_for_all
 from llm_modules.store.encoding import StoredDtype
 from llm_modules.store.extraction import Extraction
 from llm_modules.store.key import Key
@@ -70,17 +71,21 @@ def store_for(
     texts = distinct_texts(examples, visibility=model.config.visibility)
     key = Key.of(model, tokenizer, dtype=dtype)
     if features == "auto":
-        folder, state = default_folder(key), PartialState()
-        with after_other_runs(folder, process=state.process_index, num_processes=state.num_processes):
-            Extraction(
-                folder, source=model.source, key=key, texts=texts, process=state.process_index,
-                num_processes=state.num_processes,
-            ).run()  # fmt: skip
-        state.wait_for_everyone()
-        return FeatureStore(folder)
+        folder, process, num = default_folder(key), process_index(), num_processes()
+        with after_other_runs(folder, process=process, num_processes=num):
+            Extraction(folder, source=model.source, key=key, texts=texts, process=process, num_processes=num).run()
+        wait_for_all()
+        return _alike(FeatureStore(folder))
     store = FeatureStore(features)
     store.check(key if dtype else _stored_as(store.manifest, key))
     _check_complete(store, texts)
+    return _alike(store)
+
+
+def _alike(store: FeatureStore) -> FeatureStore:
+    """The same store in every process, which may have opened it on hosts of their own."""
+    shards = sorted((entry.name, entry.header_checksum, entry.index_checksum) for entry in store.manifest.shards)
+    agree({"feature store": f"{len(store):,} texts, {zlib.crc32(repr(shards).encode()):08x}"})
     return store
 
 
