@@ -185,7 +185,7 @@ def test_damaged_model_is_one_line(trained, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "cut off or damaged" in error_of(call("generate", tmp_path, "--prompt", "1"))
+    assert "changed or damaged" in error_of(call("generate", tmp_path, "--prompt", "1"))
 
 
 def test_empty_prompt_is_one_line(trained):

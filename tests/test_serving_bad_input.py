@@ -310,7 +310,7 @@ def test_modules_are_loaded_and_unloaded_while_it_runs(allowed):
         ({"path": "/etc"}, 403, "lies outside"),
         ({"path": "link"}, 403, "lies outside"),
         ({"path": "nowhere"}, 400, "is no folder"),
-        ({"path": "broken"}, 400, "cut off or damaged"),
+        ({"path": "broken"}, 400, "changed or damaged"),
         ({"path": "a\0b"}, 400, "zero byte"),
         ({"path": "."}, 400, "holds no config.json"),
         ({"path": "good", "name": "<b>"}, 400, "must be letters, digits"),

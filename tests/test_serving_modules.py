@@ -94,7 +94,7 @@ def test_missing_and_broken_folders_are_refused(folders, tmp_path):
         opened(tmp_path / "nowhere")
     weights = folders / "sums" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-20])
-    with pytest.raises(UserError, match="cut off or damaged"):
+    with pytest.raises(UserError, match="changed or damaged"):
         opened(folders / "facts" / "model", folders / "sums")
 
 
