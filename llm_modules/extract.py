@@ -1,6 +1,5 @@
 """All of `llm-modules extract`: from settings to a store."""
 
-import sys
 from pathlib import Path
 
 from llm_modules.data.templates import with_template
@@ -8,7 +7,8 @@ from llm_modules.errors import UserError
 from llm_modules.features import distinct_texts
 from llm_modules.machine import best_device
 from llm_modules.modeling import CombinedModel
-from llm_modules.processes import agree, together
+from llm_modules.processes import agree, is_first, together, wait_for_all
+from llm_modules.processes import num_processes as num_launched
 from llm_modules.settings import Settings
 from llm_modules.store.extraction import Extraction
 from llm_modules.store.key import Key
@@ -60,10 +60,10 @@ def _extract(settings: Settings, *, out: Path | None, process: int, num_processe
         process=process,
         num_processes=num_processes,
     )
-    if extraction.run():
+    finished = extraction.run()
+    wait_for_all()  # of one launch: then all shards are there, whoever was the last
+    if is_first() and (finished or num_launched() > 1):
         dtype = settings.training.features_dtype
         asked = f" training.features_dtype={dtype}" if dtype and out is None else ""  # a folder says what it holds
-        # the last of several processes says so, whichever it is
-        told = f"finished: {folder}\nto train on it: training.features={'auto' if out is None else folder}{asked}"
-        print(told, file=sys.__stdout__ if process else None, flush=True)
+        print(f"finished: {folder}\nto train on it: training.features={'auto' if out is None else folder}{asked}")
     return folder
