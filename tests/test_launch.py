@@ -156,7 +156,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_run_goes_on(recipe, tmp_path):
     wait_for_checkpoint(tmp_path / "run")
     host.send_signal(signal.SIGINT)
     out, err = host.communicate(timeout=60)
-    assert "stopping after this step" in err and "interrupted; to go on: " in out, err
+    assert "stopping after this step" in err and "interrupted; the same command goes on: " in out, err
     kept = last_checkpoint(tmp_path / "run" / "checkpoints")
     step = int(kept.name.partition("-")[2])
     again = launch(2, "train", recipe, *options[1:], f"training.max_steps={step + 2}")
