@@ -47,14 +47,10 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise UserError(f"--rates {text!r} is no list of numbers; give some, as 3e-4,1e-3") from error
 
 
-def _several(verb: str) -> bool:
-    """Whether a launcher started this process beside others that it is to meet."""
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if world_size == 1 or "MASTER_ADDR" not in os.environ:
-        return False
-    if verb not in SHARED_VERBS:
-        raise UserError(f"llm-modules {verb} runs in one process, and {world_size} were launched; start it alone")
-    return True
+def _launched() -> tuple[int, int]:
+    """Which process this is of how many that a launcher started to meet; 0 of 1 without one."""
+    num = int(os.environ.get("WORLD_SIZE", 1)) if "MASTER_ADDR" in os.environ else 1
+    return (int(os.environ["RANK"]) if num > 1 else 0), num
 
 
 @contextmanager
@@ -73,17 +69,19 @@ def _plain_errors(command: Callable) -> Callable:
     def run(*args, **kwargs):
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when a verb imports transformers
         warnings.showwarning = _plain_warning
-        several = False
+        rank, num = _launched()
         try:
-            several = _several(command.__name__)
-            with _silence() if several and int(os.environ["RANK"]) else nullcontext():
+            if num > 1 and command.__name__ not in SHARED_VERBS:
+                raise UserError(
+                    f"llm-modules {command.__name__} runs in one process, and {num} were launched; start it alone"
+                )
+            with _silence() if rank else nullcontext():
                 return command(*args, **kwargs)
         except UserError as error:
-            rank = int(os.environ.get("RANK", 0))
             if isinstance(error, SharedError) and rank:
                 time.sleep(1)  # the launcher ends all when one has ended: the first is to tell it before
             else:
-                who = f" (process {rank} of {os.environ['WORLD_SIZE']})" if several else ""
+                who = f" (process {rank} of {num})" if num > 1 else ""
                 typer.secho(f"error{who}: {error}", fg=typer.colors.RED, err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
@@ -323,7 +321,7 @@ def evaluate(
     from llm_modules.examination import examine  # slow to import: a wrong file is told first
 
     figures = examine(model, chosen, problems, seed=seed, max_new_tokens=max_new_tokens, echo=typer.echo)
-    if json is not None and not int(os.environ.get("RANK", 0)):
+    if json is not None and _launched()[0] == 0:
         from llm_modules.checksums import write_json
 
         asked = {"model": str(model), "task": task, "data": data, "verifier": verifier, "seed": seed}

@@ -1,11 +1,12 @@
 """The folder of a training run: whose it is, who writes into it, and which checkpoint it goes on from."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from llm_modules.checksums import faults, is_sealed, read_json, write_json
@@ -42,23 +43,26 @@ def claimed(settings: Settings) -> Iterator[None]:
         yield
 
 
-def refuse_other_examples(folder: Path, training: Sequence[Example], validation: Sequence[Example]) -> None:
+def refuse_other_examples(folder: Path, digests: Mapping[str, str]) -> None:
     """Note which examples a run is trained on; one that goes on must have the same.
+
+    Args:
+        folder: Of the run.
+        digests: `examples_digest` of its `training` and its `validation` examples.
 
     Raises:
         UserError: If it has others.
     """
-    now = {"training": examples_digest(training), "validation": examples_digest(validation)}
     file = folder / EXAMPLES
     if file.is_file() and last_checkpoint(folder / CHECKPOINTS) is not None:
         before = read_json(file, otherwise="remove it if you know that the data are the same, and run the same again")
-        changed = [name for name, digest in now.items() if before.get(name) != digest]
+        changed = [name for name, digest in digests.items() if before.get(name) != digest]
         if changed:
             raise UserError(
                 f"{folder} holds a run that began with other {' and '.join(changed)} examples; bring the data back, or "
                 "choose another training.output_dir"
             )
-    write_json(file, now)
+    write_json(file, digests)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -157,5 +161,5 @@ def examples_digest(examples: Sequence[Example]) -> str:
     whole = blake2b(digest_size=16)
     for example in examples:
         for part in (example.prompt_ids, example.response_ids):
-            whole.update(len(part).to_bytes(4) + b"".join(token.to_bytes(4) for token in part))
+            whole.update(len(part).to_bytes(4) + np.asarray(part, dtype=">u4").tobytes())
     return whole.hexdigest()

@@ -61,10 +61,7 @@ def stored_config(folder: Path) -> PreTrainedConfig:
     Raises:
         UserError: If it is damaged, or needs code that came with it.
     """
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a damaged file fails in as many ways as there are damages
-        raise UserError(f"{folder}/config.json cannot be read: {error}; fetch or save it again") from error
+    return _stored(AutoConfig, folder, f"{folder}/config.json")
 
 
 def stored_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -73,10 +70,14 @@ def stored_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: If it is damaged, or needs code that came with it.
     """
+    return _stored(AutoTokenizer, folder, f"the tokenizer in {folder}")
+
+
+def _stored(kind: Any, folder: Path, what: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a damaged file fails in as many ways as there are damages
-        raise UserError(f"the tokenizer in {folder} cannot be read: {error}; fetch or save it again") from error
+        raise UserError(f"{what} cannot be read: {error}; fetch or save it again") from error
 
 
 def stored_tables(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedConfig, dict[str, Any]]:

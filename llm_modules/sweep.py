@@ -76,7 +76,7 @@ def _carry_out_all(
     working: list[_Work] = []
     if jobs > 1:
         threads = max(1, torch.get_num_threads() // jobs)
-        left = [replace(order, shares_terminal=False, num_threads=threads) for order in left]
+        left = [replace(order, num_threads=threads) for order in left]
         print(f"{jobs} runs at once, {threads} threads each; what they print is in {folder}/runs/*.log")
     try:
         for number, order in enumerate(left):
@@ -109,7 +109,7 @@ def _take_up(order: Order, found: Sweep, figures: dict[str, dict[str, Any]], fol
     """Add a run that has ended to the figures and to the report."""
     figures[order.name] = read = read_json(order.figures)
     write_report(found, list(figures.values()), folder)
-    if not order.shares_terminal:
+    if order.num_threads is not None:
         print(f"ended: {order.point}, seed {order.seed}, {len(figures)} in all", flush=True)
     if "failed" in read:
         print(f"failed: {read['failed']}")
@@ -169,13 +169,13 @@ class _Work:
 
 def _first_ended(working: list[_Work]) -> Order:
     """Wait until a run has ended or has no time left, and take it from those at work."""
-    left = [work.left_s for work in working if work.left_s is not None]
-    wait([work.process.sentinel for work in working], min(left, default=None))
-    ended = next((work for work in working if not work.process.is_alive() or work.left_s == 0.0), None)
-    if ended is None:  # woken a little early
-        return _first_ended(working)
-    order = ended.end()
-    working.remove(ended)
+    ended: list[_Work] = []
+    while not ended:
+        left = [work.left_s for work in working if work.left_s is not None]
+        wait([work.process.sentinel for work in working], min(left, default=None))
+        ended = [work for work in working if not work.process.is_alive() or work.left_s == 0.0]
+    order = ended[0].end()
+    working.remove(ended[0])
     return order
 
 

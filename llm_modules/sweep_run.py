@@ -43,8 +43,7 @@ class Order:
         seed: Of its training.
         settings: Of its training, all but the folder.
         judging: By what it is judged.
-        shares_terminal: Whether it prints there; else into a file beside its figures.
-        num_threads: Of its own, where others run beside it.
+        num_threads: Of its own, where others run beside it: it then prints into a file beside its figures.
     """
 
     folder: Path
@@ -53,7 +52,6 @@ class Order:
     seed: int
     settings: Settings
     judging: Judging
-    shares_terminal: bool = True
     num_threads: int | None = None
 
     @property
@@ -70,13 +68,12 @@ class Order:
 def carry_out(order: Order) -> None:
     """Train and judge, and write the figures, or why there are none. Ends with the process that started this one."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if not order.shares_terminal:
+    if order.num_threads is not None:
+        torch.set_num_threads(order.num_threads)
         order.folder.mkdir(parents=True, exist_ok=True)
         said = os.open(order.folder / f"{order.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(said, sys.stdout.fileno())
         os.dup2(said, sys.stderr.fileno())
-    if order.num_threads is not None:
-        torch.set_num_threads(order.num_threads)
     try:
         found = _measure(order)
     except KeyboardInterrupt:

@@ -298,11 +298,12 @@ def _train(settings: Settings, *, command: list[str] | None) -> Path:
     model = model_to_train(settings)
     model.tokenizer = tokenizer = with_template(model.tokenizer, settings.data.template)
     data = load_data(settings.data, tokenizer, vocab_size=model.config.vocab_size)
-    agree({"training data": examples_digest(data.training), "validation data": examples_digest(data.validation)})
+    digests = {"training": examples_digest(data.training), "validation": examples_digest(data.validation)}
+    agree({f"{name} data": digest for name, digest in digests.items()})
     print(f"training: {batches_line(settings.training, data)}")
     if num_processes() > 1:
         print(f"{num_processes()} processes share every batch")
-    first_does(partial(refuse_other_examples, output, data.training, data.validation))
+    first_does(partial(refuse_other_examples, output, digests))
     frozen = "; the source's stay frozen" if isinstance(model, CombinedModel) else " of a generator without a source"
     print(f"training {model.num_parameters():,} parameters{frozen}")
     trainer = fit(model, data, settings.training, tokenizer=tokenizer)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from llm_modules import CombinedModel
-from llm_modules.cli import app
+from llm_modules.cli import _launched, app
 from tests.conftest import endless_generator_config, tiny_generator_config, tiny_pair
 
 VERBS = (
@@ -328,3 +328,12 @@ def test_probe_and_inspect_say_where_their_pages_are(trained, tmp_path):
     names = ("inspect.html", "gates.png", "attention-1.png", "attention-2.png")
     assert result.stdout.splitlines()[-4:] == [str(tmp_path / "i" / name) for name in names]
     assert "give --task or --data" in error_of(call("probe", trained))
+
+
+def test_a_rank_without_a_launcher_is_that_of_the_only_process(monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # a batch system's; figures would not be written
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert _launched() == (0, 1)
+    monkeypatch.setenv("MASTER_ADDR", "here")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert _launched() == (1, 2)

@@ -19,7 +19,7 @@ from llm_modules.data.batches import in_batches
 from llm_modules.data.dataset import Collator
 from llm_modules.data.templates import Example, encode_prompt, with_template
 from llm_modules.loading import load_trained
-from llm_modules.run_folder import claimed, last_checkpoint, refuse_other_examples
+from llm_modules.run_folder import claimed, examples_digest, last_checkpoint, refuse_other_examples
 from llm_modules.settings import DataSettings, ModelSettings, Settings, TrainingSettings, load_settings
 from llm_modules.trainer import CombinedTrainer, training_batches
 from llm_modules.training import (
@@ -794,12 +794,16 @@ def test_run_of_other_settings_is_refused_once_it_has_trained(tmp_path):
         claim(run)
 
 
+def digests_of(number):
+    return {"training": examples_digest(examples(number)), "validation": examples_digest([])}
+
+
 def test_run_on_other_data_is_refused_once_it_has_trained(tmp_path):
     run = begun(tmp_path / "run")
-    refuse_other_examples(run, examples(3), [])
-    refuse_other_examples(run, examples(3), [])
+    refuse_other_examples(run, digests_of(3))
+    refuse_other_examples(run, digests_of(3))
     with pytest.raises(UserError, match="holds a run that began with other training examples; bring the data back"):
-        refuse_other_examples(run, examples(4), [])
+        refuse_other_examples(run, digests_of(4))
 
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path):

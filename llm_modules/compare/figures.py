@@ -95,13 +95,13 @@ def _field_f1(answers: Sequence[Sequence[str]], problems: Problems) -> Found:
         answers: Of each training run, to the first problems.
         problems: Of the comparison.
     """
+    if not problems.task.verify(problems.test[0], problems.test[0].response).fields:
+        return {}
     fields = [
         [field for texts in answers for field in problems.task.verify(problem, texts[number]).fields]
         for number, problem in enumerate(problems.test[: len(answers[0])])
     ]
     offered = [sum(field.wanted + field.said for field in one) for one in fields]
-    if not any(offered):
-        return {}
     return {"field_f1": bootstrap([2 * sum(field.right for field in one) for one in fields], offered).as_dict()}
 
 
