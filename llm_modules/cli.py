@@ -50,7 +50,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 def _launched() -> tuple[int, int]:
     """Which process this is of how many that a launcher started to meet; 0 of 1 without one."""
     num = int(os.environ.get("WORLD_SIZE", 1)) if "MASTER_ADDR" in os.environ else 1
-    return (int(os.environ["RANK"]) if num > 1 else 0), num
+    return (int(os.environ.get("RANK", 0)) if num > 1 else 0), num
 
 
 @contextmanager

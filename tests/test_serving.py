@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from llm_modules.serving.limits import Limits
+from llm_modules.serving.speakers import SourceSpeaker
 from tests.conftest import tiny_pair
 from tests.test_chat import conversation
 from tests.tiny_server import KINDS, metrics_of, serving, tiny_modules
@@ -174,13 +175,20 @@ def test_unknown_fields_are_ignored(client):
     assert chat(client, extra_body=fields).choices[0].message == known
 
 
-def test_client_that_leaves_half_way_makes_room(client, modules):
-    endless = {"model": "source", "messages": ASK, "temperature": 2.0, "max_tokens": 60}
+def test_client_that_leaves_half_way_makes_room(client, monkeypatch):
+    step = SourceSpeaker.step
+
+    def slow_step(*given):
+        time.sleep(0.05)
+        return step(*given)
+
+    monkeypatch.setattr(SourceSpeaker, "step", slow_step)
+    endless = {"model": "source", "messages": ASK, "temperature": 2.0, "max_tokens": 60, "seed": 0}
     stream = client.chat.completions.create(**endless, stream=True)
     next(iter(stream))
     stream.close()
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.05).chat.completions.create(**endless)
+        client.with_options(timeout=0.1).chat.completions.create(**endless)
     for _ in range(200):
         if "llm_modules_writing_answers 0.0" in metrics_of(client):
             break
