@@ -38,8 +38,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## train a pair on each built-in task and compare it with its halves (about 25 minutes)
 	$(BIN)/llm-modules demo
 
-test: $(STAMP) ## run the fast tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run the fast tests, on up to four cores (about ten minutes on two)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 test-slow: $(STAMP) ## run the demo at full size and hold it to its bars (half an hour)
 	$(BIN)/python -m pytest -m slow

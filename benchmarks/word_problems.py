@@ -18,7 +18,7 @@ from llm_modules.tasks import get_task
 from llm_modules.training import train
 
 TASK, NUM_FOLDS, MAX_NEW_TOKENS = "math-word-problems", 5, 24
-AS_MEASURED = ["data.variations=false", "training.num_epochs=12"]  # variations are for files with irrelevant numbers
+AS_MEASURED = ["data.variations=0", "training.num_epochs=12"]  # variations are for files with irrelevant numbers
 PUBLISHED = {"LSTM seq2seq with RoBERTa": 76.9, "GTS with RoBERTa": 81.2, "Graph2Tree with RoBERTa": 82.2}
 
 

@@ -163,10 +163,11 @@ class DataSettings(Section):
     num_examples: AtLeastOne | None = Field(
         None, description="Examples to generate (task) or conversations to draw by seed (train_file); null is all."
     )
-    variations: bool = Field(
-        False,
-        description="Beside each training problem of `math-word-problems` a variation: with a number that does not "
-        "matter, or asked about something else.",
+    variations: int = Field(
+        0,
+        ge=0,
+        description="So many variations beside each training problem of `math-word-problems`: with a number that does "
+        "not matter, or asked about something else.",
     )
     template: Literal["chat", "plain"] = Field(
         "chat", description="The tokenizer's chat template, or the published `plain` form."

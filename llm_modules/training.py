@@ -124,7 +124,7 @@ def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, voc
     else:
         parts = split(conversations, settings.validation_fraction, settings.seed)
     if settings.variations:
-        parts = [*parts[0], *varied(parts[0], seed=settings.seed)], parts[1]
+        parts = [*parts[0], *varied(parts[0], seed=settings.seed, num=settings.variations)], parts[1]
     encoded: list[list[Example]] = []
     for name, part in zip(("training", "validation"), parts, strict=True):
         if not part:

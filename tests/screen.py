@@ -47,6 +47,7 @@ class Terminal:
     def __init__(self, command, *, columns=100, rows=30, env=None):
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        known = {name: value for name, value in (env or os.environ).items() if name not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
             command,
             stdin=theirs,
@@ -54,7 +55,7 @@ class Terminal:
             stderr=theirs,
             start_new_session=True,
             preexec_fn=_take_terminal,
-            env=(os.environ if env is None else env) | {"TERM": "xterm-256color", "COLORTERM": "truecolor"},
+            env=known | {"TERM": "xterm-256color", "COLORTERM": "truecolor"},
         )
         os.close(theirs)
         self.raw = b""

@@ -129,7 +129,7 @@ def test_several_problems_are_told_at_once(config):
         (["data.task=algebra"], "no built-in task is called 'algebra'; choose one of: arithmetic, facts, tickets"),
         (["data.task=gsm8k"], "the task gsm8k reads its problems from a file; give train_file"),
         (["data.task=jsonl", "data.train_file=a.jsonl"], "the task jsonl is for evaluation; to train, leave task out"),
-        (["data.variations=true"], "variations are made of the task math-word-problems alone; leave them out"),
+        (["data.variations=1"], "variations are made of the task math-word-problems alone; leave them out"),
         (["data.validation_fraction=1"], "data.validation_fraction"),
         (["training.num_epochs=2", "training.max_steps=5"], "num_epochs or max_steps, not both"),
         (["training.early_stopping_patience=5", "data.validation_fraction=0"], "needs validation data"),

@@ -723,10 +723,12 @@ def test_variations_are_made_of_the_training_problems_alone(tmp_path):
     train_file = tmp_path / "problems.csv"
     train_file.write_text("\n".join(["Question,Numbers,Equation,Answer", *rows]))
     settings = {"task": "math-word-problems", "train_file": str(train_file), "validation_fraction": 0.34}
-    plain, varied = load(**settings), load(**settings, variations=True)
+    plain, varied, twice = (load(**settings, variations=num) for num in range(3))
     ids = lambda examples: [example.input_ids for example in examples]  # noqa: E731
     assert ids(varied.validation) == ids(plain.validation)
     assert ids(varied.training[:4]) == ids(plain.training) and 4 < len(varied.training) <= 8
+    assert ids(twice.training[: len(varied.training)]) == ids(varied.training)
+    assert len(varied.training) < len(twice.training) <= 12
 
 
 def test_token_beyond_the_sources_vocabulary_is_refused(tmp_path):
