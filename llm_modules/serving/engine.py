@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
@@ -18,6 +19,8 @@ from llm_modules.serving.speakers import Rows, SpeakersTogether
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+
+READING_S = 0.25  # for prompts, between two tokens: as long as a reader hardly minds
 
 
 class FullError(Exception):
@@ -72,9 +75,9 @@ class _Batch:
 class Engine:
     """Reads prompts and writes answers in a thread of its own; use it with `with`.
 
-    Between two tokens of what is being written, at most one prompt is read, so that a queue of prompts holds up nobody
-    for longer than one of them takes. Answers of modules of one form are one batch: a step reads each module's weights
-    once.
+    Between two tokens of what is being written, prompts are read for a quarter of a second, or one if it takes longer, so
+    that a queue of prompts holds up nobody for long, and those that come together go on together. Answers of modules of
+    one form are one batch: a step reads each module's weights once.
 
     Args:
         max_at_once: Answers written side by side.
@@ -140,11 +143,9 @@ class Engine:
                 if self._closing:
                     break
                 errand = self._errands.popleft() if self._errands else None
-                job = self._next_job()
             if errand is not None:
                 _do(*errand)
-            if job is not None:
-                self._begin(job)
+            self._begin_waiting()
             for batch in list(self._batches):
                 self._step(batch)
         for job in [*self._waiting, *(answer.job for batch in self._batches for answer in batch.answers)]:
@@ -152,18 +153,26 @@ class Engine:
         for _, future in self._errands:
             future.cancel()
 
+    def _begin_waiting(self) -> None:
+        """Begin those that wait, as many as there is time for; one at least."""
+        until, job = time.monotonic() + READING_S, self._next_job()
+        while job is not None:
+            self._begin(job)
+            job = self._next_job() if time.monotonic() < until else None
+
     def _next_job(self) -> Job | None:
         """The first that still waits, if there is room for its answers."""
-        while self._waiting:
-            job = self._waiting[0]
-            if job.cancelled or job.is_late:
-                self._waiting.popleft()
-                if job.is_late:
-                    job.deliver(LateError())
-            elif self._num_writing and self._num_writing + job.num_answers > self._max_at_once:
-                return None
-            else:
-                return self._waiting.popleft()
+        with self._something:
+            while self._waiting and not self._closing:
+                job = self._waiting[0]
+                if job.cancelled or job.is_late:
+                    self._waiting.popleft()
+                    if job.is_late:
+                        job.deliver(LateError())
+                elif self._num_writing and self._num_writing + job.num_answers > self._max_at_once:
+                    return None
+                else:
+                    return self._waiting.popleft()
         return None
 
     def _begin(self, job: Job) -> None:
