@@ -75,9 +75,9 @@ class _Batch:
 class Engine:
     """Reads prompts and writes answers in a thread of its own; use it with `with`.
 
-    Between two tokens of what is being written, prompts are read for a quarter of a second, or one if it takes longer, so
-    that a queue of prompts holds up nobody for long, and those that come together go on together. Answers of modules of
-    one form are one batch: a step reads each module's weights once.
+    Between two tokens of what is being written, prompts are read for a quarter of a second, or one if it takes longer,
+    so that a queue of prompts holds up nobody for long, and those that come together go on together. Answers of modules
+    of one form are one batch: a step reads each module's weights once.
 
     Args:
         max_at_once: Answers written side by side.
