@@ -129,6 +129,27 @@ def test_room_of_columns_is_given_back_when_the_longest_row_leaves(modules, name
     assert {layer.keys.shape[2] for columns in rows._parts for layer in columns.layers} == {5}
 
 
+@pytest.mark.parametrize(("reading_s", "done"), [(60.0, "begin begin begin step"), (0.0, "begin step begin step")])
+def test_prompts_that_wait_are_begun_together_while_there_is_time(modules, monkeypatch, reading_s, done):
+    monkeypatch.setattr("llm_modules.serving.engine.READING_S", reading_s)
+    module, hold, heard, told = modules.get("causal"), threading.Event(), [Heard() for _ in range(3)], []
+
+    def watch(name):
+        whole = getattr(module.speaker, name)
+        monkeypatch.setattr(module.speaker, name, lambda *given: told.append(name) or whole(*given))
+
+    watch("begin")
+    watch("step")
+    with engine() as running:
+        running.run(hold.wait)
+        for which, listener in enumerate(heard):
+            running.submit(job(module, [5, 6, 7 + which], listener))
+        hold.set()
+        for listener in heard:
+            listener.wait()
+    assert " ".join(told).startswith(done)
+
+
 def test_answers_side_by_side_are_those_of_one_forward_over_the_whole_text(modules):
     rng, heard = random.Random(0), []
     with engine() as running:
