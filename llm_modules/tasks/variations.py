@@ -133,7 +133,7 @@ class Variations:
 
     def __init__(self, problems: Sequence[tuple[str, str]]):
         stories = [_Story.of(*problem) for problem in problems]
-        self._stories = [story for story in stories if 0 < len(story.body) <= LONGEST_STORY]
+        self._stories = [story for story in stories if story.asked and 0 < len(story.body) <= LONGEST_STORY]
         self._sentences = [
             sentence
             for story in stories
