@@ -149,7 +149,7 @@ def test_bidirectional_foresees_random_tokens():
 @settings(max_examples=8)
 @given(data=st.data())
 def test_cached_logits_equal_full_logits(wiring, data):
-    model = pair(wiring).double()  # random gates and adapters magnify the last bits of fp32 to 2e-4
+    model = pair(wiring).double()  # in fp32 random gates magnify the last bits to 2e-4; the source's own come to 4e-5
     length = data.draw(st.integers(3, 14))
     prompt_len = data.draw(st.integers(1, length - 1))
     cuts = sorted(data.draw(st.sets(st.integers(prompt_len, length - 1), max_size=4)) | {prompt_len, length})
@@ -172,7 +172,7 @@ def test_cached_logits_equal_full_logits(wiring, data):
         cache, start = output.past_key_values, stop
         parts.append(output.logits)
     real = mask.bool()
-    torch.testing.assert_close(torch.cat(parts, 1)[real], full[real], atol=3e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(parts, 1)[real], full[real], atol=1e-4, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:visibility='bidirectional'")

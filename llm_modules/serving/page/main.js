@@ -9,6 +9,7 @@ import { insideView } from "./inside.js";
 const form = byId("composer");
 const { question, ask, stop } = form.elements;
 let running = null;
+let turns = 0;
 
 const views = {
   chat: chatView({ form, run }),
@@ -53,14 +54,17 @@ function show() {
   document.title = `${byId(`${current()}-title`).textContent} · LLM Modules`;
 }
 
-/** Ask the server what there is; modules come and go while it runs. */
+/** Ask the server what there is; modules come and go while it runs. What was asked last counts, not what answers last. */
 async function offer() {
+  const turn = ++turns;
   try {
     const found = await models();
+    if (turn !== turns) return;
     for (const view of Object.values(views)) view.offer(found);
     byId("access").hidden = true;
     tell("");
   } catch (error) {
+    if (turn !== turns) return;
     byId("access").hidden = error.status !== 401;
     tell(error.message);
   }
