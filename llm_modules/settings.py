@@ -163,9 +163,8 @@ class DataSettings(Section):
     num_examples: AtLeastOne | None = Field(
         None, description="Examples to generate (task) or conversations to draw by seed (train_file); null is all."
     )
-    variations: int = Field(
+    variations: AtLeastZero = Field(
         0,
-        ge=0,
         description="So many variations beside each training problem of `math-word-problems`: with a number that does "
         "not matter, or asked about something else.",
     )
