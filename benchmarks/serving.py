@@ -24,6 +24,7 @@ from benchmarks.pairs import SEED, build, settings_of
 from benchmarks.results import parser, publish, table
 from llm_modules import CombinedModel, Source
 from llm_modules.chat import Conversation, Sampling
+from llm_modules.serving.passing import in_passing_thread
 from llm_modules.serving.speakers import PairSpeaker, Rows, SpeakersTogether
 from llm_modules.shared_reading import SharedReading
 
@@ -231,14 +232,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given, started = parser("serving", __doc__.partition("\n")[0]).parse_args(arguments), time.perf_counter()
     repeats, prompts = 2 if given.quick else 5, Prompts()
     with tempfile.TemporaryDirectory() as temporary:
-        models = save_modules(Path(temporary))
+        # in passing, as the server loads: else the library's answers, in threads of their own, would be slower
+        models = in_passing_thread(lambda: save_modules(Path(temporary)))
         tokenizer = models["prompt"].source.tokenizer
-        steps = time_steps([models[name] for name in SHARERS], repeats)
+        steps = in_passing_thread(lambda: time_steps([models[name] for name in SHARERS], repeats))
         talking = {name: Conversation(models[name], tokenizer, Sampling(4)) for name in ("prompt", "causal")}
         with server(Path(temporary)) as client:
             first = time_to_first_token(client, talking, prompts, repeats)
             at_once = time_at_once(client, ("prompt", "causal"), prompts, max(2, repeats - 2))
-            shared = time_shared(client, prompts, max(2, repeats - 2))
+            shared = time_shared(client, prompts, 2 * repeats)
     figures = {
         "serving_at_once_prompt": Figure.ratio(
             at_once["prompt"]["one after another"], at_once["prompt"]["at once"], BARS["serving_at_once_prompt"]

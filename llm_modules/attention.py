@@ -9,7 +9,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llm_modules.errors import UserError
 
-QUERY_CHUNK = 1024  # masks are rendered for this many queries at a time: whole, 32,000 tokens would need a gigabyte
+# Queries that attend at a time: a mask rendered whole would need a gigabyte for 32,000 tokens, and keys that none of a
+# chunk may read are not multiplied, which spares nearly half of a long prompt.
+QUERY_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,13 @@ class VisibleKnowledge:
             return keys & (columns <= self.query_columns[:, None, start:stop, None])
         queries = torch.arange(self.first_query + start, self.first_query + stop, device=self.mask.device)
         return keys & (columns <= queries[:, None])
+
+    def num_columns(self, stop: int) -> int:
+        """How many columns of knowledge, from the first, hold all that queries before `stop` may read; one at least."""
+        source_len = self.mask.shape[1]
+        if self.bidirectional or self.query_columns is not None:
+            return source_len
+        return max(1, min(self.first_query + stop, source_len))
 
 
 class Adapter(nn.Module):
@@ -158,10 +167,13 @@ class EnhancedCrossAttention(GradientCheckpointingLayer):
         chunks = []
         for start in range(0, length, QUERY_CHUNK):
             stop = min(start + QUERY_CHUNK, length)
-            mask = None if visible is None else visible.render(start, stop)
+            num_keys = keys.shape[2] if visible is None else visible.num_columns(stop)
+            mask = None if visible is None else visible.render(start, stop)[..., :num_keys]
             # torch defines a query that may read nothing to attend to zeros, in value and gradient
             chunks.append(
-                F.scaled_dot_product_attention(queries[:, :, start:stop], keys, values, mask, dropout_p=dropout)
+                F.scaled_dot_product_attention(
+                    queries[:, :, start:stop], keys[:, :, :num_keys], values[:, :, :num_keys], mask, dropout_p=dropout
+                )
             )
         attended = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=2)
         return attended.transpose(1, 2).flatten(2)

@@ -1,11 +1,12 @@
 """Keys and values that decoding adds to, without copying what is there."""
 
+import copy
 from typing import Self
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 MIN_ROOM = 64  # tokens
 
@@ -63,10 +64,26 @@ class GrowingLayer(DynamicLayer):
         else:
             self.keys, self.values = (states[rows, :, first:] for states in (self.keys, self.values))
 
+    def beginning(self, length: int) -> Self:
+        """The first tokens, in a layer of its own; the others are not copied, nor held."""
+        layer = type(self)()
+        if self.is_initialized:
+            layer.update(self.keys[..., :length, :].clone(), self.values[..., :length, :].clone())
+        return layer
+
     def _fits(self, room: Tensor, needed: int) -> bool:
         """Whether the keys still lie in the room (rows may have been chosen or repeated since), and more can."""
         same = self.keys.data_ptr() == room.data_ptr() and self.keys.shape[0] == room.shape[0]
         return same and needed <= room.shape[-2]
+
+
+def beginning_of(layer: CacheLayerMixin, length: int) -> CacheLayerMixin:
+    """A copy of the first tokens of a layer that can be cropped."""
+    if type(layer) is GrowingLayer:
+        return layer.beginning(length)
+    own = copy.deepcopy(layer)
+    own.crop(length - own.get_seq_length())
+    return own
 
 
 def growing_cache(config: PreTrainedConfig | None = None) -> DynamicCache:

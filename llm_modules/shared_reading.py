@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from llm_modules.errors import UserError
-from llm_modules.growing import growing_cache
+from llm_modules.growing import beginning_of, growing_cache
 from llm_modules.knowledge import CombinedCache, Knowledge
 from llm_modules.modeling import CombinedModel
 from llm_modules.prefix import num_shared
@@ -28,9 +28,9 @@ class _Reading:
     cache: DynamicCache
     taps: tuple[int, ...]
 
-    def states_of(self, taps: Iterable[int]) -> Tensor:
-        """Of some taps, `[1, length, taps, D]`."""
-        return self.states[None, :, [self.taps.index(tap) for tap in taps]]
+    def states_of(self, taps: Iterable[int], length: int | None = None) -> Tensor:
+        """Of some taps, `[1, length, taps, D]`; of all tokens or of the first so many."""
+        return self.states[None, :length, [self.taps.index(tap) for tap in taps]]
 
 
 class SharedReading:
@@ -135,9 +135,8 @@ class SharedReading:
         reading = self._known[text]
         taps = tuple(tap for tap in reading.taps if tap <= top)
         cache = growing_cache(self.source.config)
-        cache.layers[:top] = copy.deepcopy(reading.cache.layers[:top])
-        cache.crop(shared - len(text))
-        return _Reading(reading.states_of(taps)[0, :shared], cache, taps)
+        cache.layers[:top] = [beginning_of(layer, shared) for layer in reading.cache.layers[:top]]
+        return _Reading(reading.states_of(taps, shared)[0], cache, taps)
 
     def _forget(self) -> None:
         while len(self._known) > 1 and sum(map(len, self._known)) > self.max_tokens:

@@ -192,6 +192,18 @@ def test_a_later_first_query_renders_the_later_rows(rule, steps):
     assert torch.equal(later.render(0, 3), rule.render(steps, steps + 3))
 
 
+@settings(max_examples=60)
+@given(rule=rules(), stop=st.integers(1, 6))
+def test_columns_beyond_those_counted_are_read_by_no_query_before(rule, stop):
+    assert not rule.render(0, stop)[..., rule.num_columns(stop) :].any()
+
+
+def test_only_columns_that_can_be_read_are_counted():
+    rule = VisibleKnowledge(torch.ones(1, 9, dtype=torch.bool), first_query=2)
+    assert [rule.num_columns(stop) for stop in (1, 3, 7, 8)] == [3, 5, 9, 9]
+    assert VisibleKnowledge(rule.mask, bidirectional=True).num_columns(1) == 9
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 2**31), st.integers(0, QUERIES - 1), st.integers(-3, KEYS - 1))
 def test_weights_are_those_that_forward_attends_with(seed, start, first_query):

@@ -58,3 +58,10 @@ def test_likelihoods_are_the_models_own_whatever_the_temperature():
     assert one.token == 7 and one.logprob == pytest.approx(float(expected[7]))
     assert [other.token for other in others] == LOGITS.argsort(descending=True)[:3].tolist()
     assert [other.logprob for other in others] == pytest.approx(expected.sort(descending=True).values[:3].tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(values=st.lists(st.integers(-3, 3), min_size=1, max_size=40))
+def test_without_temperature_the_first_of_the_likeliest_words_is_taken(dtype, values):
+    logits = torch.tensor(values, dtype=dtype)
+    assert drawn(logits=logits, temperature=0.0) == [values.index(max(values))]

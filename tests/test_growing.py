@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from llm_modules.growing import GrowingLayer, growing_cache
+from llm_modules.growing import GrowingLayer, beginning_of, growing_cache
 from tests.conftest import tiny_generator_config
 
 HEADS, WIDTH = 3, 5
@@ -106,3 +106,18 @@ def test_without_a_config_layers_appear_as_they_are_needed(num_layers):
     for layer in range(num_layers):
         cache.update(*torch.randn(2, 1, HEADS, 2, WIDTH), layer)
     assert [type(layer) for layer in cache.layers] == [GrowingLayer] * num_layers
+
+
+@pytest.mark.parametrize("make", [GrowingLayer, DynamicLayer])
+def test_beginning_of_a_layer_is_its_own_and_holds_nothing_else(make):
+    layer = make()
+    for length in (100, 7):
+        layer.update(torch.randn(2, HEADS, length, WIDTH), torch.randn(2, HEADS, length, WIDTH))
+    whole = layer.keys.clone()
+    first = beginning_of(layer, 5)
+    assert torch.equal(first.keys, whole[..., :5, :])
+    first.update(torch.zeros(2, HEADS, 3, WIDTH), torch.zeros(2, HEADS, 3, WIDTH))
+    assert first.get_seq_length() == 8
+    assert torch.equal(layer.keys, whole)
+    if make is GrowingLayer:
+        assert first.keys.untyped_storage().nbytes() < layer.keys.untyped_storage().nbytes()

@@ -57,6 +57,7 @@ class Asked:
             prompt_ids,
             sampling_of(body, num_tokens_of(body, module, len(prompt_ids), serving.limits)),
             deliver,
+            whole=not body.stream,  # which spares the event loop and the engine each other
             num_answers=body.n or 1,
             stop=body.stop or (),
             num_likelihoods=body.num_likelihoods,

@@ -26,7 +26,7 @@ from llm_modules.serving.answers import (
 )
 from llm_modules.serving.asking import Asked, encoded, unless_gone
 from llm_modules.serving.errors import as_api_error
-from llm_modules.serving.jobs import Piece, Said
+from llm_modules.serving.jobs import Piece
 from llm_modules.serving.modules import Module
 from llm_modules.serving.requests import ChatRequest, CompletionRequest
 from llm_modules.serving.state import Serving
@@ -73,19 +73,8 @@ async def _answered(request: Request, asked: Asked, form: "_Form") -> Any:
 
 
 async def _gather(asked: Asked) -> list[Piece]:
-    """Whole answers, each as one piece."""
-    texts: list[list[str]] = [[] for _ in range(asked.job.num_answers)]
-    said: list[list[Said]] = [[] for _ in texts]
-    last: list[Piece | None] = [None for _ in texts]
-    async for piece in asked.pieces():
-        texts[piece.index].append(piece.text)
-        said[piece.index] += piece.said
-        last[piece.index] = piece
-    return [
-        Piece(index, "".join(texts[index]), said[index], piece.num_tokens, piece.finish_reason)
-        for index, piece in enumerate(last)
-        if piece is not None
-    ]
+    """All answers, in order."""
+    return sorted([piece async for piece in asked.pieces()], key=lambda piece: piece.index)
 
 
 async def _streamed(request: Request, asked: Asked, form: "_Form") -> StreamingResponse:

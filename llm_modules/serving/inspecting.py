@@ -72,10 +72,12 @@ async def inspect(body: InspectionRequest, request: Request, serving: Serving) -
     _check_size(model, len(ids), body.max_tokens)
     asked = Asked(request, serving, module, ids, _as_chat(body))
     response_ids, reason = await unless_gone(request, _written(asked))
-    watching = serving.engine.run(
-        lambda: inspect_answer(model, Example(ids, response_ids), module.tokenizer, question="")
-    )
-    return InspectionAnswer.of(await asyncio.wrap_future(watching), model=module.name, finish_reason=reason)
+
+    def look() -> InspectionAnswer:
+        found = inspect_answer(model, Example(ids, response_ids), module.tokenizer, question="")
+        return InspectionAnswer.of(found, model=module.name, finish_reason=reason)
+
+    return await asyncio.wrap_future(serving.engine.run(look))  # the engine's thread is the one that computes
 
 
 def _pair_of(module: Module, serving: State) -> CombinedModel:

@@ -28,7 +28,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some of an answer.
+    """Some of an answer, or the whole of it.
 
     Args:
         index: Which answer to the prompt.
@@ -54,6 +54,7 @@ class Job:
         prompt_ids: The prompt.
         sampling: How, and how long at most.
         deliver: Called in the engine's thread with each piece, or with the error that ended the job.
+        whole: Deliver each answer as one piece; else text as it comes.
         num_answers: How many.
         stop: Texts that end an answer.
         num_likelihoods: Tell the likelihood of each token and of so many others; `None`: of none.
@@ -64,6 +65,7 @@ class Job:
     prompt_ids: Sequence[int]
     sampling: Sampling
     deliver: Callable[[Piece | Exception], None]
+    whole: bool = False
     num_answers: int = 1
     stop: Sequence[str] = ()
     num_likelihoods: int | None = None
@@ -91,6 +93,7 @@ class Answer:
         self.done = False
         self._drawing = Drawing(job.sampling, index=index)
         self._wording = Wording(job.module.tokenizer, job.stop)
+        self._text = ""  # and what was said, since the last piece
         self._said: list[Said] = []
 
     @property
@@ -104,7 +107,8 @@ class Answer:
         self.last_token = token = self._drawing.draw(logits)
         self.num_tokens += 1
         ended = token in job.module.ends
-        text = "" if ended else self._wording.add(token)
+        if not ended:
+            self._text += self._wording.add(token)
         if job.num_likelihoods is not None and not ended:
             self._said.append(Said(*likelihoods(logits, token, job.num_likelihoods)))
         reason = None
@@ -114,9 +118,9 @@ class Answer:
             reason = "length"
         if reason is not None:
             self.done = True
-            text += self._wording.finish()
+            self._text += self._wording.finish()
             if self._wording.stopped:
                 reason = "stop"
-        if text or reason:
-            self.job.deliver(Piece(self.index, text, self._said, self.num_tokens, reason))
-            self._said = []
+        if reason or (self._text and not job.whole):
+            job.deliver(Piece(self.index, self._text, self._said, self.num_tokens, reason))
+            self._text, self._said = "", []

@@ -1,6 +1,7 @@
 """`GET /v1/models`, and modules loaded and unloaded while the server runs."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 from fastapi import APIRouter
@@ -8,6 +9,7 @@ from fastapi import APIRouter
 from llm_modules.errors import UserError
 from llm_modules.serving.answers import ModelCard, ModelList, Unloaded
 from llm_modules.serving.errors import ApiError
+from llm_modules.serving.passing import in_passing_thread
 from llm_modules.serving.requests import LoadRequest, UnloadRequest
 from llm_modules.serving.state import Serving, State
 
@@ -30,7 +32,8 @@ async def model(name: str, serving: Serving) -> ModelCard:
 async def load_module(body: LoadRequest, serving: Serving) -> ModelCard:
     """Load a module of this server's source from the folder that is allowed."""
     folder = _allowed(serving, body.path)
-    return ModelCard.of(await asyncio.to_thread(serving.modules.load, folder, body.name))
+    load = partial(serving.modules.load, folder, body.name)
+    return ModelCard.of(await asyncio.to_thread(in_passing_thread, load))  # asyncio's own threads stay
 
 
 @router.post("/unload_module")

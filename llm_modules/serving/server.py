@@ -13,6 +13,7 @@ from llm_modules.errors import UserError
 from llm_modules.serving.app import create_app
 from llm_modules.serving.limits import Limits
 from llm_modules.serving.modules import Modules
+from llm_modules.serving.passing import in_passing_thread
 from llm_modules.serving.patience import patient_protocol
 
 STOPPING_S = 30  # for answers that are being written when the server is told to stop
@@ -50,7 +51,8 @@ def serve(
     if api_key is None and host not in ("127.0.0.1", "::1"):
         warnings.warn(f"{address} may be reached by others and asks for no key; give --api-key", stacklevel=2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    modules = Modules.open(models, max_shared_tokens=limits.max_shared_tokens)
+    # all that is computed later is computed in the engine's thread
+    modules = in_passing_thread(lambda: Modules.open(models, max_shared_tokens=limits.max_shared_tokens))
     app = create_app(modules, limits=limits, api_key=api_key, origins=origins, loading_from=loading_from)
     print(f"{', '.join(module.name for module in modules)} at {address}/v1, a page at {address}/", flush=True)
     running_server(app).run(sockets=[listener])
