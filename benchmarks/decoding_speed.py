@@ -260,7 +260,8 @@ def published_pair(stage: Stage) -> CombinedModel:
 
 def _pair(source: Source, generator, **choices) -> CombinedModel:
     torch.manual_seed(SEED)
-    return CombinedModel.from_modules(source, generator, **choices).eval()
+    as_published = {"num_bridge_layers": 2}  # where nothing else is said
+    return CombinedModel.from_modules(source, generator, **as_published | choices).eval()
 
 
 def _alone(pair: CombinedModel, source: Source) -> PreTrainedModel:

@@ -129,7 +129,14 @@ def on_random_tokens(size: Size) -> Iterator[Finding]:
     for visibility in VISIBILITIES:
         torch.manual_seed(SEED)
         model = CombinedModel.from_modules(
-            source, generator, visibility=visibility, head="new", start="published", num_heads=4, d_adapter=64
+            source,
+            generator,
+            visibility=visibility,
+            head="new",
+            start="published",
+            num_bridge_layers=2,
+            num_heads=4,
+            d_adapter=64,
         )
         batches = _random_rows(32, size.random_length, seed=SEED)
         losses = train_(model, batches, settings, steps=size.random_steps, label=f"random tokens, {visibility}")

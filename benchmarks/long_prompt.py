@@ -43,7 +43,9 @@ def build() -> CombinedModel:
         max_position_embeddings=TABLE,
         vocab_size=8,
     )
-    return CombinedModel.from_modules(source, generator, visibility="prompt", num_heads=4, d_adapter=64).eval()
+    return CombinedModel.from_modules(
+        source, generator, visibility="prompt", num_bridge_layers=2, num_heads=4, d_adapter=64
+    ).eval()
 
 
 def measure(length: int) -> dict[str, float]:

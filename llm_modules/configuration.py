@@ -39,8 +39,8 @@ class CombinedConfig(PreTrainedConfig):
         placement: `"front"` (default, as published): cross-attention layers before the generator alone;
             `"interleaved"`: also inside it, before every `interleave_every`-th of its blocks.
         interleave_every: With `placement="interleaved"`, the blocks that have one: every k-th (default: 1, each).
-        num_bridge_layers: Cross-attention layers before the generator. Default: 2, as published, and 0 with
-            `placement="interleaved"`.
+        num_bridge_layers: Cross-attention layers before the generator. Default: 1 (2 were published, and learn more
+            slowly: docs/evidence.md), and 0 with `placement="interleaved"`.
         num_heads: Heads of each (8, as published); must divide the generator's width.
         d_adapter: Width of the adapter behind each cross-attention (256, as published).
         pre_projection: Whether the knowledge passes a linear layer `D -> D` before all else (as published).
@@ -181,7 +181,7 @@ class CombinedConfig(PreTrainedConfig):
                     f"interleave_every={every} must be 1 to {self._num_generator_blocks}, the blocks of the generator"
                 )
         if self.num_bridge_layers is None:
-            self.num_bridge_layers = 0 if interleaved else 2
+            self.num_bridge_layers = 0 if interleaved else 1
 
     def _check_window(self) -> None:
         if self.generator_window is None:

@@ -102,7 +102,7 @@ class ModelSettings(Section):
     num_bridge_layers: AtLeastZero | None = Field(
         None,
         description="Layers of Enhanced Cross-Attention in front; 0 with `front` leaves the projections alone. Null: "
-        "2, and 0 with `interleaved`.",
+        "1 (published: 2), and 0 with `interleaved`.",
     )
     num_heads: AtLeastOne = Field(8, description="Heads of each; must divide the generator's width.")
     d_adapter: AtLeastOne = Field(256, description="Width of the adapter in each layer.")

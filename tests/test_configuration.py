@@ -25,7 +25,7 @@ def test_sizes_come_from_the_two_halves():
 def test_defaults_are_the_written_ones():
     made = config(num_heads=8)
     assert (made.visibility, made.head, made.start, made.taps) == ("prompt", "source", "published", [SOURCE_LAYERS])
-    assert (made.num_bridge_layers, made.num_heads, made.d_adapter, made.dropout) == (2, 8, 256, 0.1)
+    assert (made.num_bridge_layers, made.num_heads, made.d_adapter, made.dropout) == (1, 8, 256, 0.1)
     assert CombinedConfig(source=tiny_source_config(), generator=tiny_generator_config()).to_dict() == made.to_dict()
 
 
@@ -69,7 +69,7 @@ def test_round_trip_through_dict_and_folder_changes_nothing(choices, tmp_path):
 @pytest.mark.parametrize(
     ("choices", "in_front", "inside"),
     [
-        ({}, 2, 0),
+        ({}, 1, 0),
         ({"num_bridge_layers": 0}, 0, 0),
         ({"placement": "interleaved"}, 0, 5),
         ({"placement": "interleaved", "interleave_every": 2}, 0, 2),

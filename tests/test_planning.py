@@ -106,7 +106,7 @@ def test_parameters_of_a_trained_pair_are_its_own(tmp_path):
 
 
 def test_the_papers_pair_has_the_published_parameters_and_fewer_than_half_with_the_sources_head(offline):
-    models, sizes = paper_shapes.MODELS.values(), {"num_heads": 8, "d_adapter": 256}
+    models, sizes = paper_shapes.MODELS.values(), {"num_bridge_layers": 2, "num_heads": 8, "d_adapter": 256}
     bones = skeleton(settings_of(*models, head="new", **sizes).model)
     shapes = [known_shape(name) for name in models]
     published = bones.model.num_parameters()
