@@ -21,7 +21,7 @@ from llm_modules.blocks import blocks_of
 from llm_modules.checksums import verify
 from llm_modules.errors import UserError
 from llm_modules.fingerprint import fingerprint_folder, fingerprint_model, weight_files
-from llm_modules.quantization import Quantization, loading_arguments, quantization_of
+from llm_modules.quantization import Quantization, keep_packing_, loading_arguments, quantization_of
 from llm_modules.readout import Readout
 from llm_modules.source_files import (
     hub_commit,
@@ -164,6 +164,7 @@ class Source:
     @classmethod
     def _from_model(cls, model: PreTrainedModel, **stored: Any) -> "Source":
         model.requires_grad_(False).eval()
+        keep_packing_(model)
         head = model.get_output_embeddings()
         if head is None:
             raise UserError(f"{type(model).__name__} has no output matrix; a source must be a causal language model")

@@ -53,6 +53,14 @@ def test_a_pair_loads_its_source_as_it_was_trained_and_warns_of_another(stored_s
         CombinedModel.from_pretrained(tmp_path / "pair", source=Source.load(stored_source))
 
 
+def test_four_bits_stay_as_loaded_on_cpus_that_bitsandbytes_would_lay_them_out_for(stored_source, monkeypatch):
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    source = Source.load(stored_source, quantization="4bit")
+    before, ids = fingerprint_model(source.model), random_ids(2, 9)
+    source.read(ids, attention_mask=torch.ones_like(ids), taps=[3])
+    assert fingerprint_model(source.model) == before
+
+
 def test_another_name_is_refused(stored_source):
     with pytest.raises(UserError, match="quantization='2bit' is not known; choose one of 8bit, 4bit"):
         Source.load(stored_source, quantization="2bit")
