@@ -245,9 +245,9 @@ def paper_stage(*, small: bool) -> Stage:
     shapes = {part: known_shape(name, **(SMALL_SHAPES[part] if small else {})) for part, name in MODELS.items()}
     source = random_source(shapes["source"], torch.float32)
     pairs = {
-        "prompt": _pair(source, shapes["generator"], visibility="prompt"),
-        "prompt, new head": _pair(source, shapes["generator"], visibility="prompt", head="new"),
-        "causal": _pair(source, shapes["generator"], visibility="causal"),
+        "prompt": _pair(source, shapes["generator"], num_bridge_layers=2, visibility="prompt"),
+        "prompt, new head": _pair(source, shapes["generator"], num_bridge_layers=2, visibility="prompt", head="new"),
+        "causal": _pair(source, shapes["generator"], num_bridge_layers=2, visibility="causal"),
     }
     return Stage("paper", source, pairs, _alone(pairs["causal"], source), {})
 
@@ -255,13 +255,12 @@ def paper_stage(*, small: bool) -> Stage:
 def published_pair(stage: Stage) -> CombinedModel:
     """The stage's generator wired as published, its head included."""
     generator = stage.pairs["prompt"].config.generator
-    return _pair(stage.source, generator, visibility="bidirectional", head="new")
+    return _pair(stage.source, generator, num_bridge_layers=2, visibility="bidirectional", head="new")
 
 
 def _pair(source: Source, generator, **choices) -> CombinedModel:
     torch.manual_seed(SEED)
-    as_published = {"num_bridge_layers": 2}  # where nothing else is said
-    return CombinedModel.from_modules(source, generator, **as_published | choices).eval()
+    return CombinedModel.from_modules(source, generator, **choices).eval()
 
 
 def _alone(pair: CombinedModel, source: Source) -> PreTrainedModel:

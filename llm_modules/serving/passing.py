@@ -13,7 +13,7 @@ def in_passing_thread(work: Callable[[], Result]) -> Result:
 
     OpenMP gives every thread that computes workers of its own and keeps them as long as the thread lives. Once all of
     them together are more than the cores, GNU's workers sleep between two operations instead of waiting awake, and
-    waking costs more than an operation of a small model: docs/performance.md has the figures. So what is loaded for
+    waking costs more than an operation of a small model: docs/serving.md has the figures. So what is loaded for
     another thread to compute with is loaded in passing.
 
     Args:
