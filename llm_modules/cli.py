@@ -296,7 +296,8 @@ def evaluate(
     task: Annotated[
         str,
         typer.Option(
-            help="arithmetic, facts, tickets, reasoning-gym:NAME; with --data: gsm8k, math-word-problems, jsonl.",
+            help="arithmetic, arithmetic-reworded, facts, tickets, reasoning-gym:NAME; with --data: gsm8k, "
+            "math-word-problems, jsonl.",
             show_default=False,
         ),
     ],

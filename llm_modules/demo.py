@@ -32,7 +32,8 @@ from llm_modules.training import build_model, fit, load_data
 RECIPES = Path(__file__).parents[1] / "recipes"
 SEED = 0
 TEST_SEED = 1  # wordings of thoughts were chosen on the test of seed 0
-NUM_PROBLEMS = {"arithmetic": 200, "facts": None}  # None: all held-out subjects
+NUM_PROBLEMS = {"arithmetic": 200, "arithmetic-reworded": 400, "facts": None}  # None: all held-out subjects
+REWORDED = {"arithmetic": "arithmetic-reworded"}
 NUM_ZEROED = 150  # enough to see chance
 NUM_EXAMPLES_SHOWN = 8
 MAX_NEW_TOKENS = {"arithmetic": 144, "facts": 24}
@@ -62,7 +63,8 @@ class Stopwatch:
 class Contest:
     """A task's trained models and what each scored; `pair` stays loaded.
 
-    `asked` are problems shown but not scored: they were chosen, not drawn.
+    `asked` are problems shown but not scored: they were chosen, not drawn. `reworded` is what the trained models scored
+    on `REWORDED`, the task's problems in words that training never shows.
     """
 
     pair: CombinedModel
@@ -70,6 +72,7 @@ class Contest:
     asked: dict[str, Evaluation]
     parameters: dict[str, int]
     controls: dict[str, Evaluation]
+    reworded: dict[str, Evaluation]
 
 
 def run_demo(output: Path) -> dict:
@@ -96,7 +99,8 @@ def run_demo(output: Path) -> dict:
         "machine": machine(),
         "stages": watch.stages,
         "arithmetic_minutes": watch.seconds("arithmetic: training the pair") / 60,
-        "models": _model_rows(arithmetic),
+        "models": _model_rows(arithmetic.scores, arithmetic.parameters),
+        "reworded": _model_rows(arithmetic.reworded, arithmetic.parameters),
         "paper_questions": [
             {"question": problem.question, "answer": text.strip(), "correct": correct}
             for problem, text, correct in arithmetic.asked["pair"].answers()
@@ -140,7 +144,7 @@ def contest(name: str, source: Source, output: Path, watch: Stopwatch) -> Contes
     save_figure(loss_figure(losses), output / f"{name}-loss.png")
 
     limit = MAX_NEW_TOKENS[name]
-    scores, controls = {}, {}
+    scores, controls, reworded = {}, {}, {}
     with watch.stage(f"{name}: {len(problems)} held-out problems"):
         scores["source"] = evaluate(
             source.model, task, problems, source.tokenizer, max_new_tokens=limit, label="source"
@@ -148,7 +152,8 @@ def contest(name: str, source: Source, output: Path, watch: Stopwatch) -> Contes
         scores["source-few-shot"] = few_shot(
             source, task, problems, num_examples=FEW_SHOT[name], seed=SEED, max_new_tokens=limit
         )
-        for model_name, model in (("generator", alone.eval()), ("pair", pair.eval())):
+        trained = {"generator": alone.eval(), "pair": pair.eval()}
+        for model_name, model in trained.items():
             scores[model_name] = evaluate(model, task, problems, tokenizer, max_new_tokens=limit, label=model_name)
         if name == "facts":
             controls["pair-zeroed"] = evaluate(
@@ -159,6 +164,12 @@ def contest(name: str, source: Source, output: Path, watch: Stopwatch) -> Contes
                 max_new_tokens=limit,
                 label="pair, zeroed states",
             )
+    if name in REWORDED:
+        other = get_task(REWORDED[name])
+        others = other.test(NUM_PROBLEMS[other.name], seed=TEST_SEED)
+        with watch.stage(f"{name}: {len(others)} held-out problems in words that training never shows"):
+            for model_name, model in trained.items():
+                reworded[model_name] = evaluate(model, other, others, tokenizer, max_new_tokens=limit, label=model_name)
     shown = {model: found.part(0, len(asked)) for model, found in scores.items()} if asked else {}
     scores = {model: found.part(len(asked), len(problems)) for model, found in scores.items()}
     groups = {
@@ -167,9 +178,9 @@ def contest(name: str, source: Source, output: Path, watch: Stopwatch) -> Contes
     }
     save_figure(accuracy_figure(groups), output / f"{name}-accuracy.png")
     parameters = {"pair": pair.num_parameters(), "generator": alone.num_parameters()}
-    del alone, data
+    del alone, trained, data
     gc.collect()
-    return Contest(pair, scores, shown, parameters, controls)
+    return Contest(pair, scores, shown, parameters, controls, reworded)
 
 
 # Learning rate of the generator alone where the pair's does not suit it: best of three on training subjects kept apart.
@@ -196,10 +207,10 @@ def _triple(score: Score) -> tuple[float, float, float]:
     return score.value, *score.interval
 
 
-def _model_rows(found: Contest) -> list[dict]:
+def _model_rows(scores: dict[str, Evaluation], parameters: dict[str, int]) -> list[dict]:
     return [
-        {"model": name, **score.as_dict(), "trained_parameters": found.parameters.get(name, 0)}
-        for name, score in found.scores.items()
+        {"model": name, **score.as_dict(), "trained_parameters": parameters.get(name, 0)}
+        for name, score in scores.items()
     ]
 
 

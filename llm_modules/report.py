@@ -23,6 +23,7 @@ WORDS = {
     "generator alone": "the small model without the source, trained on the same data for the same number of steps",
     "pair": "the small model reading the source's states through the bridge; only bridge and generator were trained",
     "held-out": "never met in training: other operand pairs, other countries and elements",
+    "words never shown": 'the same kinds of problem put in other words: "increase 4 by 5", "what is the total of"',
     "exact match": "the share of questions whose final answer is right",
     "95% interval": "where the share would plausibly lie with endlessly many questions (Wilson); shown as (low–high)",
     "form": "the share of answers that have both sections, thought and solution, and nothing around them",
@@ -49,7 +50,7 @@ def summary(results: Results) -> str:
     found, printed = findings(results), tables(results)
     return "\n\n".join(
         [
-            *(printed[name].plain() for name in ("arithmetic", "kinds", "facts", "speed")),
+            *(printed[name].plain() for name in ("arithmetic", "kinds", "reworded", "facts", "speed")),
             _paragraphs("The paper's two questions, answered by the pair", questions),
             _paragraphs("Shown", [finding.text for finding in found if finding.shown]),
             _paragraphs("Not shown", [finding.text for finding in found if not finding.shown]),
@@ -88,7 +89,8 @@ def tables(results: Results) -> dict[str, Table]:
     """All tables of the report, by name."""
     return {
         "arithmetic": _arithmetic_table(results),
-        "kinds": _kinds_table(results),
+        "kinds": _kinds_table(results["models"], "Arithmetic: exact match per kind of problem"),
+        "reworded": _reworded_table(results),
         "facts": _facts_table(results),
         "speed": _speed_table(results),
         "time": Table(
@@ -122,15 +124,26 @@ def _arithmetic_table(results: Results) -> Table:
     return Table("Arithmetic: held-out problems", header, rows)
 
 
-def _kinds_table(results: Results) -> Table:
-    models = results["models"]
+def _reworded_table(results: Results) -> Table:
+    models = results["reworded"]
+    title = "Arithmetic, asked in words that training never shows: exact match"
+    table = _kinds_table(models, title)
+    whole = [
+        Cell("all"),
+        *(_accuracy(model["exact_match"], model["interval"]) for model in models),
+        Cell(str(models[0]["n"])),
+    ]
+    return Table(title, table.header, [*table.rows, whole])
+
+
+def _kinds_table(models: Sequence[Results], title: str) -> Table:
     rows = [
         [Cell(kind), *(_accuracy(by["exact_match"], by["interval"]) for by in scores), Cell(str(scores[0]["n"]))]
         for kind in models[0]["by_kind"]
         for scores in [[model["by_kind"][kind] for model in models]]
     ]
     header = ["", *(NAMES[model["model"]] for model in models), "n"]
-    return Table("Arithmetic: exact match per kind of problem", header, rows)
+    return Table(title, header, rows)
 
 
 def _asked(everyone: int, zeroed: int) -> str:

@@ -68,6 +68,7 @@ def findings(results: Results) -> list[Finding]:
     relations = results["facts"][0]["exact_match"]
     return [
         *_on_arithmetic(results),
+        _on_rewording(results),
         *(_on_facts(results, relation) for relation in relations),
         *_on_speed(results),
         _on_limits(results),
@@ -146,6 +147,18 @@ def _source_helps(pair: Accuracy, generator: Accuracy) -> Finding:
     if generator.is_above(pair):
         return Finding(False, f"{alone} better on arithmetic {figures}: the source hurts there.")
     return Finding(False, f"{alone} as well on arithmetic {figures}: the source does not help there.")
+
+
+def _on_rewording(results: Results) -> Finding:
+    accuracy = {score["model"]: Accuracy.of(score) for score in results["reworded"]}
+    pair, generator = accuracy["pair"], accuracy["generator"]
+    asked = f"Asked in words that training never shows ({pair.n} problems), the pair"
+    figures = f"({pair} vs {generator}; intervals {'overlap' if pair.overlaps(generator) else 'apart'})"
+    if pair.is_above(generator):
+        return Finding(True, f"{asked} is right more often than the generator alone {figures}: the source understands.")
+    if generator.is_above(pair):
+        return Finding(False, f"{asked} is right less often than the generator alone {figures}.")
+    return Finding(False, f"{asked} is not clearly right more often than the generator alone {figures}.")
 
 
 def _on_facts(results: Results, relation: str) -> Finding:

@@ -183,7 +183,7 @@ def test_more_problems_than_there_are_is_an_error_that_says_so(monkeypatch: pyte
 
 
 def test_unknown_task_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'algebra'.*arithmetic, facts"):
+    with pytest.raises(ValueError, match="'algebra'.*arithmetic, arithmetic-reworded, facts"):
         get_task("algebra")
 
 

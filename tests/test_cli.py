@@ -171,7 +171,9 @@ def test_folder_without_a_model_is_one_line(tmp_path, verb):
 
 
 def test_unknown_task_is_one_line(trained):
-    assert "choose one of: arithmetic, facts, tickets" in error_of(call("evaluate", trained, "--task", "algebra"))
+    assert "choose one of: arithmetic, arithmetic-reworded, facts, tickets" in error_of(
+        call("evaluate", trained, "--task", "algebra")
+    )
 
 
 def test_task_without_its_packages_is_one_line(trained, monkeypatch):

@@ -22,6 +22,7 @@ def check_results(results):
         low, high = row["interval"]
         assert 0 <= low <= row["exact_match"] <= high <= 1
         assert {"n", "form", "tokens_per_s"} <= set(row)
+    assert [row["model"] for row in results["reworded"]] == MODELS[2:]
     assert [row["model"] for row in results["facts"]] == MODELS
     for row in results["facts"]:
         assert set(row["exact_match"]) <= set(get_task("facts").kinds)
@@ -39,7 +40,7 @@ def tiny_recipes(tmp_path, monkeypatch):
         settings["training"] |= {"max_steps": 2, "batch_size": 4, "eval_steps": 2, "save_steps": 2}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.setattr(demo, "RECIPES", tmp_path)
-    monkeypatch.setattr(demo, "NUM_PROBLEMS", {"arithmetic": 7, "facts": 10})
+    monkeypatch.setattr(demo, "NUM_PROBLEMS", {"arithmetic": 7, "arithmetic-reworded": 7, "facts": 10})
     monkeypatch.setattr(demo, "NUM_ZEROED", 5)
     monkeypatch.setattr(demo, "MAX_NEW_TOKENS", {"arithmetic": 4, "facts": 4})
     monkeypatch.setattr(demo, "FEW_SHOT", {"arithmetic": 1, "facts": 1})

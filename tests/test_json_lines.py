@@ -126,7 +126,11 @@ def test_answer_without_a_number_is_refused_by_numeric(task):
         ("jsonl", {"data": "a.jsonl", "verifier": "near"}, "no verifier is called 'near'"),
         ("arithmetic", {"data": "a.jsonl"}, "'arithmetic' makes its own problems and data=a.jsonl would mean nothing"),
         ("gsm8k", {"data": "a.jsonl", "verifier": "exact"}, "'gsm8k' has its own verifier and verifier=exact"),
-        ("algebra", {}, "choose one of: arithmetic, facts, tickets, gsm8k, math-word-problems, jsonl, reasoning-gym"),
+        (
+            "algebra",
+            {},
+            "choose one of: arithmetic, arithmetic-reworded, facts, tickets, gsm8k, math-word-problems, jsonl",
+        ),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(name, arguments, message):

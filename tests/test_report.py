@@ -59,6 +59,7 @@ def results():
             model_row("source", 50, 0.0), model_row("source-few-shot", 70, 0.5), model_row("generator", 100, 0.99),
             model_row("pair", 190, 0.995),
         ],
+        "reworded": [model_row("generator", 60, 0.9), model_row("pair", 120, 0.99)],
         "paper_questions": [
             {"question": "What is the sum of 5 and 5?", "answer": stratos.render("5+5=10", "10"), "correct": True},
             {"question": "Find the remainder by dividing 7 by 4.", "answer": "3", "correct": True},
@@ -146,6 +147,15 @@ class TestArithmetic:
         row(results, "models", "generator")["interval"] = [low, high]
         found = finding(results, "The generator alone, without the source, does " + ending)
         assert found.shown is shown
+
+    @pytest.mark.parametrize(
+        ("hits", "shown", "said"),
+        [(120, True, "right more often"), (65, False, "not clearly right more often"), (20, False, "right less often")],
+    )
+    def test_other_words_show_something_only_where_the_pair_is_apart(self, results, hits, shown, said):
+        row(results, "reworded", "pair").update(scored(hits, 200))
+        found = finding(results, "Asked in words that training never shows (200 problems)")
+        assert found.shown is shown and said in found.text
 
     def test_pair_is_held_against_the_better_of_both_prompts(self, results):
         assert finding(results, "The pair does better on arithmetic than the source it reads (95.0% vs 35.0%").shown
@@ -327,7 +337,7 @@ def test_markdown_links_to_the_pictures_and_has_no_other_unescaped_image(results
 def test_markdown_tables_are_regular(results, folder):
     lines = write_report(results, folder)[1].read_text().splitlines()
     tables = re.findall(r"(?:^\|.*\n)+", "\n".join(lines) + "\n", flags=re.MULTILINE)
-    assert len(tables) == 7
+    assert len(tables) == 8
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 

