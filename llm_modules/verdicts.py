@@ -131,34 +131,51 @@ def _on_arithmetic(results: Results) -> list[Finding]:
 
 
 def _better_than_source(pair: Accuracy, source: Accuracy) -> Finding:
-    figures = f"({pair} vs {source} at its better prompt; intervals {'overlap' if pair.overlaps(source) else 'apart'})"
-    if pair.is_above(source):
-        return Finding(True, f"The pair does better on arithmetic than the source it reads {figures}.")
-    if source.is_above(pair):
-        return Finding(False, f"The source by itself does better on arithmetic than the pair {figures}.")
-    return Finding(False, f"The source by itself does as well on arithmetic as the pair {figures}.")
+    figures = f"({pair} vs {source} at its better prompt; intervals {_overlap_or_apart(pair, source)})"
+    return _held_against(
+        source,
+        pair,
+        above=f"The pair does better on arithmetic than the source it reads {figures}.",
+        below=f"The source by itself does better on arithmetic than the pair {figures}.",
+        same=f"The source by itself does as well on arithmetic as the pair {figures}.",
+    )
 
 
 def _source_helps(pair: Accuracy, generator: Accuracy) -> Finding:
-    figures = f"({generator} vs {pair} of the pair; intervals {'overlap' if pair.overlaps(generator) else 'apart'})"
+    figures = f"({generator} vs {pair} of the pair; intervals {_overlap_or_apart(pair, generator)})"
     alone = "The generator alone, without the source, does"
-    if pair.is_above(generator):
-        return Finding(True, f"{alone} worse on arithmetic {figures}: the source helps there.")
-    if generator.is_above(pair):
-        return Finding(False, f"{alone} better on arithmetic {figures}: the source hurts there.")
-    return Finding(False, f"{alone} as well on arithmetic {figures}: the source does not help there.")
+    return _held_against(
+        generator,
+        pair,
+        above=f"{alone} worse on arithmetic {figures}: the source helps there.",
+        below=f"{alone} better on arithmetic {figures}: the source hurts there.",
+        same=f"{alone} as well on arithmetic {figures}: the source does not help there.",
+    )
 
 
 def _on_rewording(results: Results) -> Finding:
     accuracy = {score["model"]: Accuracy.of(score) for score in results["reworded"]}
     pair, generator = accuracy["pair"], accuracy["generator"]
-    asked = f"Asked in words that training never shows ({pair.n} problems), the pair"
-    figures = f"({pair} vs {generator}; intervals {'overlap' if pair.overlaps(generator) else 'apart'})"
-    if pair.is_above(generator):
-        return Finding(True, f"{asked} is right more often than the generator alone {figures}: the source understands.")
-    if generator.is_above(pair):
-        return Finding(False, f"{asked} is right less often than the generator alone {figures}.")
-    return Finding(False, f"{asked} is not clearly right more often than the generator alone {figures}.")
+    asked = f"Asked in words that training never shows ({pair.n} problems), the pair is"
+    figures = f"({pair} vs {generator}; intervals {_overlap_or_apart(pair, generator)})"
+    return _held_against(
+        generator,
+        pair,
+        above=f"{asked} right more often than the generator alone {figures}: the source helps there.",
+        below=f"{asked} right less often than the generator alone {figures}.",
+        same=f"{asked} not clearly right more often than the generator alone {figures}.",
+    )
+
+
+def _held_against(other: Accuracy, pair: Accuracy, *, above: str, below: str, same: str) -> Finding:
+    """Which of three sentences the intervals allow; only a pair above the other shows something."""
+    if pair.is_above(other):
+        return Finding(True, above)
+    return Finding(False, below if other.is_above(pair) else same)
+
+
+def _overlap_or_apart(one: Accuracy, other: Accuracy) -> str:
+    return "overlap" if one.overlaps(other) else "apart"
 
 
 def _on_facts(results: Results, relation: str) -> Finding:
