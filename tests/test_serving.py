@@ -1,6 +1,7 @@
 """OpenAI's own client, against a real server with tiny modules: every parameter, streamed and not."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -115,6 +116,7 @@ def test_several_answers_are_told_apart(client):
 def test_narrow_choices_are_greedy(client):
     greedy = chat(client, "source").choices[0].message.content
     assert chat(client, "source", temperature=1.0, top_p=1e-6).choices[0].message.content == greedy
+    assert chat(client, "source", temperature=1.0, top_p=0).choices[0].message.content == greedy
     assert chat(client, "source", temperature=1.0, extra_body={"top_k": 1}).choices[0].message.content == greedy
     assert chat(client, "source", temperature=0).choices[0].message.content == greedy
 
@@ -175,7 +177,8 @@ def test_unknown_fields_are_ignored(client):
     assert chat(client, extra_body=fields).choices[0].message == known
 
 
-def test_client_that_leaves_half_way_makes_room(client, monkeypatch):
+def test_client_that_leaves_half_way_makes_room_and_is_logged_with_what_it_got(client, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="llm_modules.serving.access")
     step = SourceSpeaker.step
 
     def slow_step(*given):
@@ -195,6 +198,7 @@ def test_client_that_leaves_half_way_makes_room(client, monkeypatch):
         time.sleep(0.02)
     else:
         raise AssertionError(metrics_of(client))
+    assert re.search(r"POST /v1/chat/completions 200 .* written=[1-9]", caplog.text)
 
 
 def test_metrics_count_and_know_no_text(client):

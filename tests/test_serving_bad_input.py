@@ -58,6 +58,11 @@ BAD = {
     "unknown role": (asked(messages=[{"role": "wizard", "content": "x"}]), "messages.0.role: "),
     "an image": (asked(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "messages.0.content"),
     "number as content": (asked(messages=[{"role": "user", "content": 5}]), "messages.0.content"),
+    "picture": (
+        asked(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]),
+        "messages.0.content: a part of type 'image_url' is not understood, only text is",
+    ),
+    "part without a type": (asked(messages=[{"role": "user", "content": [{"text": "1"}]}]), "messages.0.content"),
     "word as number": (asked(max_tokens="many"), "max_tokens: "),
     "no tokens": (asked(max_tokens=0), "max_tokens: "),
     "negative tokens": (asked(max_tokens=-5), "max_tokens: "),
@@ -69,7 +74,7 @@ BAD = {
         b'{"model": "prompt", "messages": [{"role": "user", "content": "1"}], "temperature": NaN}',
         "temp",
     ),
-    "top_p of nothing": (asked(top_p=0), "top_p: "),
+    "negative top_p": (asked(top_p=-0.1), "top_p: "),
     "top_p over all": (asked(top_p=1.1), "top_p: "),
     "negative top_k": (asked(top_k=-1), "top_k: "),
     "no answers": (asked(n=0), "n: "),
@@ -124,7 +129,8 @@ def test_unknown_path_and_method_are_told_in_the_same_shape(client):
     response = client._client.get(f"{client.base_url}nothing/here")
     assert response.status_code == 404
     assert response.json()["error"]["message"] == "there is no /v1/nothing/here here"
-    assert send(client, {}, "models")[0] == 405
+    assert send(client, {}, "models") == (405, "there is no POST /v1/models here")
+    assert send(client, {}, "responses") == (405, "there is no POST /v1/responses here")
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,14 @@ class Asked:
             num_likelihoods=body.num_likelihoods,
             deadline=time.monotonic() + serving.limits.timeout_s,
         )
-        self.num_written = 0
+        self._written = [0] * self.job.num_answers
         serving.engine.submit(self.job)
         request.state.asked = self
+
+    @property
+    def num_written(self) -> int:
+        """Tokens of all its answers so far, as far as they have come here."""
+        return sum(self._written)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """All pieces, to the last of the last answer.
@@ -79,9 +84,8 @@ class Asked:
                 piece = await self._pieces.get()
                 if isinstance(piece, Exception):
                     raise piece
-                if piece.finish_reason is not None:
-                    self.num_written += piece.num_tokens
-                    going -= 1
+                self._written[piece.index] = piece.num_tokens
+                going -= piece.finish_reason is not None
                 yield piece
         finally:
             self.job.cancelled = True  # whoever stops listening does not want the rest
@@ -120,9 +124,9 @@ def sampling_of(body: ChatRequest | CompletionRequest, max_new_tokens: int) -> S
     """How to draw; without a temperature the likeliest word is taken, as `llm-modules generate` does."""
     return Sampling(
         max_new_tokens=max_new_tokens,
-        temperature=body.temperature or 0.0,
+        temperature=0.0 if body.top_p == 0 else body.temperature or 0.0,
         top_k=body.top_k or 0,
-        top_p=1.0 if body.top_p is None else body.top_p,
+        top_p=body.top_p or 1.0,
         seed=secrets.randbits(62) if body.seed is None else body.seed,
     )
 

@@ -101,11 +101,16 @@ def handle_errors_(app: FastAPI) -> None:
                 400, f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
             ).response()
         where = ".".join(place)
-        return ApiError(400, f"{where or 'the body'}: {first['msg']}", param=where or None).response()
+        told = first["msg"].removeprefix("Value error, ")
+        return ApiError(400, f"{where or 'the body'}: {told}", param=where or None).response()
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        message = {404: f"there is no {request.url.path} here", 413: "the body is larger than this server takes"}
+        message = {
+            404: f"there is no {request.url.path} here",
+            405: f"there is no {request.method} {request.url.path} here",
+            413: "the body is larger than this server takes",
+        }
         told = message.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, told, headers=error.headers).response()
 

@@ -29,11 +29,19 @@ class TextPart(BaseModel):
     text: str
 
 
+def _only_text(content: Any) -> Any:
+    parts = content if isinstance(content, list) else []
+    for part in parts:
+        if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] != "text":
+            raise ValueError(f"a part of type {part['type'][:64]!r} is not understood, only text is; leave it out")
+    return content
+
+
 class Message(BaseModel):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[str | list[TextPart], BeforeValidator(_only_text, json_schema_input_type=str | list[TextPart])]
 
     def as_turn(self) -> dict[str, str]:
         """As chat templates take it."""
@@ -55,7 +63,7 @@ class _Request(BaseModel):
     temperature: float | None = Field(
         None, ge=0, le=2, description="0, which is the default, takes the likeliest word."
     )
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1, description="0 takes the likeliest word.")
     top_k: int | None = Field(None, ge=0, le=1_000_000_000, description="0 for all words.")
     stop: Annotated[Stop | None, BeforeValidator(_listed, json_schema_input_type=str | Stop | None)] = None
     seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS)

@@ -25,6 +25,28 @@ def test_question_is_asked_and_the_answer_streams(visit, served):
     expect(page.locator("#question")).to_have_value("")
 
 
+def test_question_grows_with_its_text_where_style_sheets_cannot_say_so(visit):
+    visit.page.add_init_script("CSS.supports = () => false")  # as in Firefox and Safari
+    page = visit.open()
+    question = page.locator("#question")
+    question.evaluate("field => { field.style.fieldSizing = 'fixed' }")
+
+    def height():
+        return question.evaluate("field => field.clientHeight")
+
+    one_line = height()
+    question.press_sequentially("a")
+    assert height() == one_line
+    for _ in range(3):
+        question.press("Shift+Enter")
+        question.press_sequentially("b")
+    assert height() > 2 * one_line
+    assert question.evaluate("field => field.scrollHeight <= field.clientHeight")
+    ask(page, "a b")
+    expect(question).to_have_value("")
+    assert height() == one_line
+
+
 def test_stop_stops_and_keeps_what_was_written(visit):
     page = visit.open()
     ask(page, max_tokens=LONG, wait=False)

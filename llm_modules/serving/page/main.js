@@ -39,6 +39,16 @@ function busy(is) {
   for (const view of Object.values(views)) view.busy(is);
 }
 
+/** As tall as what stands in it, where the browser's style sheets cannot say so (Firefox, Safari). */
+function growWithItsText(field) {
+  const fit = () => {
+    field.style.height = "auto";
+    field.style.height = `${field.scrollHeight + field.offsetHeight - field.clientHeight}px`;
+  };
+  field.addEventListener("input", fit);
+  form.addEventListener("submit", () => setTimeout(fit)); // after the view has taken the text
+}
+
 /** Say what hinders everything; an empty text takes it back. */
 function tell(text) {
   byId("notice").textContent = text;
@@ -82,6 +92,7 @@ question.addEventListener("keydown", (event) => {
   event.preventDefault();
   form.requestSubmit();
 });
+if (!CSS.supports("field-sizing", "content")) growWithItsText(question);
 stop.addEventListener("click", () => running?.abort());
 document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
 byId("access").addEventListener("submit", (event) => {
