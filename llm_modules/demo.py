@@ -33,7 +33,6 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 SEED = 0
 TEST_SEED = 1  # wordings of thoughts were chosen on the test of seed 0
 NUM_PROBLEMS = {"arithmetic": 200, "arithmetic-reworded": 400, "facts": None}  # None: all held-out subjects
-REWORDED = {"arithmetic": "arithmetic-reworded"}
 NUM_ZEROED = 150  # enough to see chance
 NUM_EXAMPLES_SHOWN = 8
 MAX_NEW_TOKENS = {"arithmetic": 144, "facts": 24}
@@ -64,7 +63,7 @@ class Contest:
     """A task's trained models and what each scored; `pair` stays loaded.
 
     `asked` are problems shown but not scored: they were chosen, not drawn. `reworded` is what the trained models scored
-    on `REWORDED`, the task's problems in words that training never shows.
+    on the task's problems in words that training never shows.
     """
 
     pair: CombinedModel
@@ -164,8 +163,8 @@ def contest(name: str, source: Source, output: Path, watch: Stopwatch) -> Contes
                 max_new_tokens=limit,
                 label="pair, zeroed states",
             )
-    if name in REWORDED:
-        other = get_task(REWORDED[name])
+    if name == "arithmetic":
+        other = get_task("arithmetic-reworded")
         others = other.test(NUM_PROBLEMS[other.name], seed=TEST_SEED)
         with watch.stage(f"{name}: {len(others)} held-out problems in words that training never shows"):
             for model_name, model in trained.items():

@@ -1,6 +1,7 @@
 """The demo's report: one set of tables and sentences, printed, as a web page and as Markdown."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -126,14 +127,13 @@ def _arithmetic_table(results: Results) -> Table:
 
 def _reworded_table(results: Results) -> Table:
     models = results["reworded"]
-    title = "Arithmetic, asked in words that training never shows: exact match"
-    table = _kinds_table(models, title)
+    table = _kinds_table(models, "Arithmetic, asked in words that training never shows: exact match")
     whole = [
         Cell("all"),
         *(_accuracy(model["exact_match"], model["interval"]) for model in models),
         Cell(str(models[0]["n"])),
     ]
-    return Table(title, table.header, [*table.rows, whole])
+    return replace(table, rows=[*table.rows, whole])
 
 
 def _kinds_table(models: Sequence[Results], title: str) -> Table:

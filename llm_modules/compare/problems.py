@@ -13,7 +13,7 @@ from llm_modules.data.templates import encode_prompt, with_template
 from llm_modules.errors import UserError
 from llm_modules.shapes import shape_of, tokenizer_of
 from llm_modules.tasks import Problem, Task, get_task
-from llm_modules.tasks.arithmetic import PAPER_QUESTIONS
+from llm_modules.tasks.arithmetic import PAPER_QUESTIONS, Arithmetic
 from llm_modules.training import TrainingData, load_data
 
 SHARE_APART = 0.05  # of the training data, where the configuration keeps none for validation
@@ -84,7 +84,7 @@ class Problems:
     @property
     def asked(self) -> list[Problem]:
         """Questions answered side by side and not scored: they were chosen, not drawn."""
-        if not self.plan.ask and self.task.name in ("arithmetic", "arithmetic-reworded"):
+        if not self.plan.ask and isinstance(self.task, Arithmetic):
             return list(PAPER_QUESTIONS)
         texts = self.plan.ask or [problem.question for problem in PAPER_QUESTIONS]
         return [Problem(self.task.name, self.task.kinds[0], text, "", "") for text in texts]

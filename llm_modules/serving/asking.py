@@ -85,7 +85,8 @@ class Asked:
                 if isinstance(piece, Exception):
                     raise piece
                 self._written[piece.index] = piece.num_tokens
-                going -= piece.finish_reason is not None
+                if piece.finish_reason is not None:
+                    going -= 1
                 yield piece
         finally:
             self.job.cancelled = True  # whoever stops listening does not want the rest
@@ -124,9 +125,9 @@ def sampling_of(body: ChatRequest | CompletionRequest, max_new_tokens: int) -> S
     """How to draw; without a temperature the likeliest word is taken, as `llm-modules generate` does."""
     return Sampling(
         max_new_tokens=max_new_tokens,
-        temperature=0.0 if body.top_p == 0 else body.temperature or 0.0,
+        temperature=body.temperature or 0.0,
         top_k=body.top_k or 0,
-        top_p=body.top_p or 1.0,
+        top_p=1.0 if body.top_p is None else body.top_p,
         seed=secrets.randbits(62) if body.seed is None else body.seed,
     )
 

@@ -147,6 +147,25 @@ NUM_TRAIN, NUM_TEST = 6000, 200
 """How many problems make a training set and a fair test, where nothing else is said."""
 
 
+@dataclass(frozen=True)
+class _Drawing:
+    """Exercises drawn at random, asked in some wordings, of which only the wanted ones are kept."""
+
+    rng: random.Random
+    wordings: Wordings
+    is_wanted: Callable[[_Exercise], bool]
+
+    @classmethod
+    def for_training(cls, seed: str) -> "_Drawing":
+        """What training and demonstrations show."""
+        return cls(random.Random(seed), TRAINED, lambda exercise: exercise.is_for_training)
+
+    def of_kind(self, kind: str) -> Iterator[_Exercise]:
+        """Draw on and on, up to a limit."""
+        drawn = (_DRAWS[kind](self.rng, self.wordings) for _ in range(_MAX_DRAWS_PER_PROBLEM))
+        return filter(self.is_wanted, drawn)
+
+
 class Arithmetic:
     """Sums, differences, products, divisions, greatest common divisors, comparisons and two steps in a row.
 
@@ -185,7 +204,7 @@ class Arithmetic:
         said = _read_answer(problem, text if solution is None else solution)
         return Verdict(correct=said == problem.answer, form=stratos.has_form(text))
 
-    def _problems(self, num_examples: int, kinds: Sequence[str], drawn: "_Drawing") -> list[Problem]:
+    def _problems(self, num_examples: int, kinds: Sequence[str], drawn: _Drawing) -> list[Problem]:
         """Draw until `num_examples` different problems are found, one kind after the other, then shuffle."""
         seen: set[str] = set()
         problems = []
@@ -199,25 +218,6 @@ class Arithmetic:
             problems.append(exercise.problem(self.name, kind))
         drawn.rng.shuffle(problems)
         return problems
-
-
-@dataclass(frozen=True)
-class _Drawing:
-    """Exercises drawn at random, asked in some wordings, of which only the wanted ones are kept."""
-
-    rng: random.Random
-    wordings: Wordings
-    is_wanted: Callable[[_Exercise], bool]
-
-    @classmethod
-    def for_training(cls, seed: str) -> "_Drawing":
-        """What training and demonstrations show."""
-        return cls(random.Random(seed), TRAINED, lambda exercise: exercise.is_for_training)
-
-    def of_kind(self, kind: str) -> Iterator[_Exercise]:
-        """Draw on and on, up to a limit."""
-        drawn = (_DRAWS[kind](self.rng, self.wordings) for _ in range(_MAX_DRAWS_PER_PROBLEM))
-        return filter(self.is_wanted, drawn)
 
 
 def _read_answer(problem: Problem, text: str) -> str | None:
