@@ -1,6 +1,6 @@
 """Intervals for means and their differences, by drawing the problems anew."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,23 @@ class Estimate:
     def as_dict(self) -> dict:
         """For JSON."""
         return {"value": self.value, "interval": [self.low, self.high]}
+
+
+def paired(ones: Mapping[int, Sequence[float]], others: Mapping[int, Sequence[float]]) -> Estimate | None:
+    """How much more the ones have than the others on the same problems, the mean over the seeds that both have.
+
+    Args:
+        ones: By seed, a figure for each problem.
+        others: The same of what they are compared with.
+
+    Returns:
+        The difference of the means; `None` where they have no seed in common.
+    """
+    both = sorted(ones.keys() & others.keys())
+    if not both:
+        return None
+    means = [np.mean([by_seed[seed] for seed in both], axis=0) for by_seed in (ones, others)]
+    return bootstrap((means[0] - means[1]).tolist())
 
 
 def bootstrap(totals: Sequence[float], sizes: Sequence[float] | None = None, *, seed: int = 0) -> Estimate:

@@ -10,6 +10,7 @@ import torch
 from torch import distributed as dist
 
 from llm_modules.errors import SharedError, UserError
+from llm_modules.machine import best_device
 
 Value = TypeVar("Value")
 _patient: list[dist.ProcessGroup] = []  # the group that waits for work
@@ -55,7 +56,7 @@ def together(*, timeout_s: float = TIMEOUT_S, lost: str = "run the same again") 
     try:
         if torch.accelerator.is_available():
             torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group(timeout=timedelta(seconds=timeout_s))  # gloo for the CPU, and the accelerator's own
+        dist.init_process_group(backends(), timeout=timedelta(seconds=timeout_s))
         _patient.append(dist.new_group(backend="gloo", timeout=timedelta(seconds=DAY_S)))  # now, while all are there
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{who} cannot find the others ({_first_line(error)}); start all of them") from error
@@ -70,6 +71,14 @@ def together(*, timeout_s: float = TIMEOUT_S, lost: str = "run the same again") 
         ) from error
     _patient.clear()
     dist.destroy_process_group()  # after an error it might wait for those that are gone
+
+
+def backends() -> str:
+    """Gloo for what is on the CPU, the accelerator's own for the rest; torch alone takes the latter for all."""
+    named = ["cpu:gloo"]
+    if (device := best_device().type) != "cpu":
+        named.append(f"{device}:{dist.get_default_backend_for_device(device)}")
+    return ",".join(named)
 
 
 def agree(facts: Mapping[str, Any]) -> None:

@@ -32,6 +32,10 @@ from llm_modules.source_files import (
     stored_tokenizer,
 )
 
+# On Hopper GPUs torch prefers cuDNN's attention, which makes a plan of some 50 ms for each length that it has not met:
+# here each batch, and each token of an answer, has a length of its own (docs/performance.md).
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 
 class _DeepEnoughError(Exception):
     """Stops the source's forward at the highest tap."""
@@ -236,6 +240,8 @@ class Source:
     def read(self, input_ids: Tensor, *, attention_mask: Tensor, taps: list[int], cache: Cache | None = None) -> Tensor:
         """States of the tapped layers, `[batch, length, taps, D]`, in the source's dtype.
 
+        Autocast is off meanwhile: what the source says does not depend on whether it is asked while something trains.
+
         Args:
             input_ids: `[batch, length]` the tokens to read now.
             attention_mask: `[batch, past + length]` over all tokens read so far, 0 on padding.
@@ -254,14 +260,15 @@ class Source:
         body = self.model.base_model
         if "position_ids" in inspect.signature(body.forward).parameters:
             kwargs["position_ids"] = positions(attention_mask)[:, -length:]
-        last = self.config.get_text_config().num_hidden_layers
-        if taps == [last]:
-            return body(**kwargs, past_key_values=cache, use_cache=cache is not None).last_hidden_state.unsqueeze(2)
         kwargs |= {"past_key_values": cache, "use_cache": cache is not None}
-        if taps[-1] < last:
-            return torch.stack(self._read_up_to(body, taps, kwargs), dim=2)
-        outputs = body(**kwargs, output_hidden_states=taps)
-        return torch.stack([outputs.hidden_states[tap] for tap in taps], dim=2)
+        last = self.config.get_text_config().num_hidden_layers
+        with torch.autocast(input_ids.device.type, enabled=False):
+            if taps == [last]:
+                return body(**kwargs).last_hidden_state.unsqueeze(2)
+            if taps[-1] < last:
+                return torch.stack(self._read_up_to(body, taps, kwargs), dim=2)
+            outputs = body(**kwargs, output_hidden_states=taps)
+            return torch.stack([outputs.hidden_states[tap] for tap in taps], dim=2)
 
     def _read_up_to(self, body: PreTrainedModel, taps: list[int], kwargs: dict[str, Any]) -> list[Tensor]:
         """Run the body only as far as the highest tap: layers above it would be computed for nothing."""

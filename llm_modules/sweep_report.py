@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_modules.bootstrap import bootstrap
+from llm_modules.bootstrap import paired
 from llm_modules.checksums import write_json
 from llm_modules.evaluation import Score
 from llm_modules.files import write_text
@@ -21,9 +21,10 @@ WORDS = {
     "exact match": "the share of right answers, the mean over seeds, with the 95 % interval (Wilson) that the number "
     "of questions gives; further seeds narrow nothing, they show how far the figure moves",
     "seeds": "the lowest and the highest exact match of a single seed",
-    "more than the base": "the difference in exact match on the same questions, in points of a hundred, with the 95 % "
-    "interval of drawing the questions anew (paired bootstrap); of twenty points that change nothing one interval "
-    "will miss 0, and another training run may move a figure further than its interval",
+    "more than the base": "the difference in exact match on the same questions, over the seeds that both have, in "
+    "points of a hundred, with the 95 % interval of drawing the questions anew (paired bootstrap); of twenty points "
+    "that change nothing one interval will miss 0, and another training run may move a figure further than its "
+    "interval",
     "F1": "of all fields of the answers together, where answers have fields",
     "form": "the share of answers in the form that the task asks for",
     "loss": "of the validation examples, which are no test questions, in nats per token; choose by it, so that the "
@@ -61,9 +62,8 @@ def _row(
         "seeds": {str(one["seed"]): one["exact_match"] for one in runs},
         "exact_match": {"value": score.value, "interval": list(score.interval), "n": score.n},
     }
-    if base and name != BASE:
-        more = right - np.mean([one["correct"] for one in base], axis=0)
-        row["more_than_base"] = bootstrap(more.tolist()).as_dict()
+    if name != BASE and (more := paired(*({one["seed"]: one["correct"] for one in some} for some in (runs, base)))):
+        row["more_than_base"] = more.as_dict()
     losses = [one["validation_loss_nats"] for one in runs]
     return row | {
         "form": fmean(one["form"] for one in runs),

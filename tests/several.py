@@ -65,7 +65,8 @@ def command(number, *arguments, module="llm_modules", options=("--standalone",))
 
 def surroundings(**env):
     """Variables of such a launch."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | env
+    # processes of one test cannot share one GPU: NCCL wants one for each
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""} | env
 
 
 def launch(number, *arguments, env=None, **choices):

@@ -1,5 +1,6 @@
 """The benchmarks that the docs cite run, and at a small size already show what they are there to show."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -8,7 +9,17 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot as plt
 
-from benchmarks import identity_start, leak, paper_step, source_bits, store_dtypes, training_speed, word_problems
+from benchmarks import (
+    gpu,
+    halves,
+    identity_start,
+    leak,
+    paper_step,
+    source_bits,
+    store_dtypes,
+    training_speed,
+    word_problems,
+)
 from benchmarks.results import BEGIN, END, parser, publish
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -109,6 +120,30 @@ def test_every_number_type_of_the_store_is_trained_on_and_int8_takes_about_a_qua
     assert found["float32"]["loss_nats"] == pytest.approx(found["memory"]["loss_nats"], abs=1e-4)
     assert found["int8"]["megabytes"] < 0.3 * found["float32"]["megabytes"]
     assert "int8" in (tmp_path / "docs" / "store-dtypes.md").read_text()
+
+
+def test_pair_and_generator_alone_train_on_the_same_and_are_compared_seed_by_seed(default_source, tmp_path):
+    variant = "generator alone, fast: training.learning_rate_generator=0.01"
+    _, runs = halves.runs_of(["recipes/arithmetic.yaml", "--quick", "--output", str(tmp_path), "--also", variant])
+    assert [run.row for run in runs] == ["pair", "generator alone", "generator alone, fast"]
+    figures = [halves.carry_out(run) for run in runs]
+    assert [one["parameters"] for one in figures] == [1620323, 6876032, 6876032]
+    assert halves.carry_out(runs[0]) == figures[0]  # kept
+    pair, alone, _ = halves.rows_of(figures, "arithmetic")
+    assert pair["n"] == alone["n"] == 4 and "more" not in pair and alone["more"]["value"] <= 0.0
+    assert halves.cells([pair, alone])[0][0] == "pair"
+    with pytest.raises(SystemExit, match="other settings"):
+        halves.carry_out(dataclasses.replace(runs[0], num_problems=5))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_the_paper_pair_is_measured_beside_lora_on_whatever_device_there_is(tmp_path):
+    pytest.importorskip("peft")
+    gpu.main(["--quick", "--output", str(tmp_path)])
+    found = json.loads((tmp_path / "benchmarks" / "gpu.json").read_text())
+    assert [one["name"] for one in found["training"]] == [kind.name for kind in (*gpu.PAIRS, gpu.LORA)]
+    assert all(min(one["seconds"]) > 0 and one["flops"] > 0 for one in found["training"])
+    assert found["answers"].keys() == {"source", "pair, causal", "pair, prompt"}
 
 
 @pytest.mark.slow

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+import yaml
 
+from llm_modules.compare.counting import counted
 from llm_modules.fingerprint import fingerprint_model
 from llm_modules.loading import load_trained
 from llm_modules.machine import best_device, machine, peak_gb
 from llm_modules.training import train
 from tests.conftest import random_ids, randomise_, tiny_pair
+from tests.several import launch
 from tests.test_contracts import WIRINGS, ids_of, prompt_mask
 from tests.test_training import conversations, run_settings, write_lines
 
@@ -40,13 +43,29 @@ def test_cached_and_left_padded_answers_are_those_of_the_whole_text(visibility):
 @pytest.mark.parametrize("features", ["memory", "online", "auto"])
 @pytest.mark.parametrize("precision", ["auto", "float32"])
 def test_trained_on_a_gpu_saved_and_loaded_there(tmp_path, talking_source, features, precision):
-    settings = run_settings(tmp_path, talking_source, write_lines(tmp_path / "train.jsonl", conversations()))
+    settings = run_settings(tmp_path / "run", talking_source, write_lines(tmp_path / "train.jsonl", conversations()))
     training = settings.training.model_copy(update={"features": features, "precision": precision})
     folder = train(settings.model_copy(update={"training": training}))
     model, _ = load_trained(folder)
     assert model.device.type == model.source.device.type == "cuda"
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert model.source.fingerprint == fingerprint_model(model.source.model.cpu())
+
+
+def test_attention_with_fewer_keys_is_counted_as_on_a_processor():
+    model, ids = tiny_pair(), random_ids(2, 12)  # the tiny source has three heads for queries and one for keys
+
+    def work(device):
+        return counted(lambda: model.to(device)(ids.to(device)).logits.sum().backward()).flops
+
+    assert work("cpu") == work("cuda")
+
+
+def test_launched_by_torchrun_a_process_trains_on_its_gpu(tmp_path, talking_source):
+    settings = run_settings(tmp_path / "run", talking_source, write_lines(tmp_path / "train.jsonl", conversations()))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_unset=True)))
+    done = launch(1, "train", tmp_path / "recipe.yaml", env={"CUDA_VISIBLE_DEVICES": "0"})
+    assert done.returncode == 0 and "saved" in done.stdout, done.stderr[-2000:]
 
 
 def test_figures_name_the_gpu_and_count_its_memory():

@@ -3,7 +3,9 @@
 import shutil
 
 import pytest
+import torch
 
+from llm_modules import processes
 from llm_modules.fingerprint import fingerprint_tensors, stored_tensors
 from tests.several import RUNS, STEPS, run, several
 
@@ -24,6 +26,12 @@ def check_learning(number, names, folder):
         divided, parameters = came["shards"]
         assert divided == (parameters if name.startswith("sharded") else 0)
         assert largest_difference(came, run(name, folder / f"{name}, alone")) < 1e-4, name
+
+
+def test_what_is_agreed_on_the_cpu_has_a_backend_there_beside_the_accelerators_own(monkeypatch):
+    for device, named in (("cpu", "cpu:gloo"), ("cuda", "cpu:gloo,cuda:nccl")):
+        monkeypatch.setattr(processes, "best_device", lambda device=device: torch.device(device))
+        assert processes.backends() == named
 
 
 def test_two_processes_learn_what_one_learns(tmp_path):

@@ -26,7 +26,12 @@ def small_shards(monkeypatch):
 
 def fitted(folder, model=None, data=None, **changes):
     model = model or dropping_pair(taps=TAPS, start="published")
-    return fit(model, data or data_of(), settings_of(folder, max_steps=6, **changes), tokenizer=TOKENIZER)
+    return fit(
+        model,
+        data or data_of(),
+        settings_of(folder, **({"max_steps": 6, "precision": "float32"} | changes)),
+        tokenizer=TOKENIZER,
+    )
 
 
 def all_losses(trainer):

@@ -281,6 +281,15 @@ def test_seeds_are_averaged_and_points_compared_question_by_question(write_sweep
     assert "4 of 4 runs have ended" in summary(sweep, runs)
 
 
+def test_an_unfinished_point_is_compared_over_the_seeds_that_it_shares_with_the_base(write_sweep, tmp_path):
+    sweep = load_sweep(write_sweep(tmp_path / "sweep.yaml", seeds=[0, 1]))
+    bases = [figures("base", 0, [1, 1, 0]), figures("base", 1, [0, 0, 0])]
+    _, point = rows(sweep, [*bases, figures("num_heads=1", 0, [1, 1, 0])])
+    assert point["more_than_base"]["value"] == 0  # not +1/3, which the poor second seed of the base would make of it
+    _, point = rows(sweep, [bases[0], figures("num_heads=1", 1, [1, 1, 0])])
+    assert "more_than_base" not in point
+
+
 def test_what_failed_is_said_and_stands_in_no_row(write_sweep, tmp_path):
     sweep = load_sweep(write_sweep(tmp_path / "sweep.yaml"))
     runs = [{"point": "base", "seed": 0, "failed": "no memory"}, figures("num_heads=1", 0, [1, 0])]

@@ -84,7 +84,7 @@ def losses_of(trainer, key="loss"):
 
 
 def weights_of(model):
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
 
 
 def assert_same_weights(first, second):
@@ -198,7 +198,7 @@ def test_process_without_an_example_takes_part_and_adds_nothing(tmp_path, monkey
     model = tiny_pair(generator_window=4).train()
     data = TrainingData([Example(list(range(3, 15)), [5, 6])], [])  # a prompt that does not enter the generator whole
     stand_in = trainer_of(model, tmp_path, data=data)
-    loss = stand_in.compute_loss(model, stand_in._collate([]), num_items_in_batch=3)
+    loss = stand_in.compute_loss(model, stand_in._prepare_inputs(stand_in._collate([])), num_items_in_batch=3)
     loss.backward()
     assert loss == 0
     for name, parameter in model.named_parameters():
@@ -211,8 +211,9 @@ def test_validation_loss_is_the_mean_over_labels_however_they_are_batched(tmp_pa
     still = {"max_steps": 1, "learning_rate_bridge": 1e-9, "learning_rate_generator": 1e-9}
     trainer = fit(tiny_pair(), data, settings_of(tmp_path, **(still | changes)), tokenizer=TOKENIZER)
     model = trainer.model.eval()
+    batch = {name: part.to(model.device) for name, part in Collator(0)(data.validation).items()}
     with torch.no_grad():
-        whole = model(**{k: v for k, v in Collator(0)(data.validation).items() if not k.startswith("knowledge")}).loss
+        whole = model(**{name: part for name, part in batch.items() if not name.startswith("knowledge")}).loss
     assert losses_of(trainer, "eval_loss")[1] == pytest.approx(whole.item(), abs=1e-5)
 
 
@@ -242,16 +243,22 @@ def test_validation_uses_the_full_vocabulary(tmp_path):
 # -- knowledge read before -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("visibility", ["prompt", "causal"])
-def test_knowledge_read_before_gives_the_losses_of_reading_in_every_step(tmp_path, visibility, monkeypatch, capsys):
+def test_knowledge_read_before_gives_the_losses_of_reading_in_every_step(
+    tmp_path, visibility, precision, monkeypatch, capsys
+):
     found = []
     for limit in (training.MAX_KNOWLEDGE_BYTES, 0):
         monkeypatch.setattr(training, "MAX_KNOWLEDGE_BYTES", limit)
         model = dropping_pair(visibility=visibility, taps=[0, 2, -1])
-        trainer = fit(model, data_of(), settings_of(tmp_path / str(limit), max_steps=6), tokenizer=TOKENIZER)
+        settings = settings_of(tmp_path / str(limit), max_steps=6, precision=precision)
+        trainer = fit(model, data_of(), settings, tokenizer=TOKENIZER)
         assert (trainer.train_dataset[0].knowledge is None) == (limit == 0)
         found.append([*losses_of(trainer).values(), *losses_of(trainer, "eval_loss").values()])
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    # a GPU's last bits depend on the batch, and a bfloat16 number may then be its neighbour
+    tolerance = 5e-3 if precision == "bfloat16" and torch.cuda.is_available() else 1e-4
+    assert found[0] == pytest.approx(found[1], rel=tolerance)
     assert "the source reads in every step instead" in capsys.readouterr().out
 
 
@@ -675,7 +682,7 @@ def test_generator_is_trained_alone_with_its_own_tokenizer(tmp_path, talking_sou
     asked = torch.tensor([encode_prompt([{"role": "user", "content": "1 + 1 ?"}], tokenizer)])
     assert model.generate(asked, max_new_tokens=2, min_new_tokens=2).shape[1] == asked.shape[1] + 2
     before = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt")
-    assert not torch.equal(before.lm_head.weight, model.lm_head.weight)
+    assert not torch.equal(before.lm_head.weight, model.lm_head.weight.cpu())
     assert load_settings(tmp_path / "alone" / "settings.yaml").model.source is None
 
 

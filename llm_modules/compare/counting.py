@@ -39,9 +39,10 @@ def _attention_backward(_: Any, query: Any, key: Any, value: Any, *_rest: Any, *
     return int(2 * prod(query[:-1]) * key[-2] * (3 * query[-1] + 2 * value[-1]))
 
 
-# products that torch's own count leaves out
-_ALSO_COUNTED = {
-    torch.ops.aten.addmm_: _in_place,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+_ATTENTIONS = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+# what torch's own count leaves out, or (2.11, on a GPU) refuses: attention of more query heads than key heads
+_ALSO_COUNTED = {torch.ops.aten.addmm_: _in_place} | {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}{suffix}"): formula
+    for kind in _ATTENTIONS
+    for suffix, formula in (("", _attention), ("_backward", _attention_backward))
 }

@@ -1,0 +1,251 @@
+"""`python -m benchmarks.halves RECIPE`: pair and generator alone at the recipe's full length, several seeds.
+
+`llm-modules compare` gives all the same budget, which is rarely what a recipe takes; here each trains as long as the
+recipe says, on the same examples in the same order, and is asked the same held-out questions. A run that has ended is
+kept and not trained again.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from benchmarks.results import folder_of, parser, publish, table
+from llm_modules.baselines import GeneratorAlone
+from llm_modules.bootstrap import paired
+from llm_modules.data.templates import with_template
+from llm_modules.evaluation import Score, evaluate
+from llm_modules.files import write_text
+from llm_modules.machine import machine
+from llm_modules.settings import load_settings
+from llm_modules.tasks import get_task
+from llm_modules.training import build_model, fit, load_data
+
+PAIR, ALONE = "pair", "generator alone"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its examination.
+
+    Args:
+        row: `pair`, `generator alone`, or a variant: of the generator alone if its name begins so, else of the pair.
+        seed: Of the random weights, and of the order of the examples.
+        recipe: A recipe's file.
+        changes: `KEY=VALUE` for the recipe.
+        tasks: Names of the tasks asked.
+        data: File of the questions, for tasks that have one.
+        num_problems: Questions of each task; all of the file's if left out.
+        question_seed: Of the questions.
+        max_new_tokens: Most tokens of an answer.
+        folder: Where its checkpoints and figures go.
+    """
+
+    row: str
+    seed: int
+    recipe: Path
+    changes: tuple[str, ...]
+    tasks: tuple[str, ...]
+    data: str | None
+    num_problems: int | None
+    question_seed: int
+    max_new_tokens: int
+    folder: Path = field(compare=False)
+
+    @property
+    def done(self) -> Path:
+        """Its figures, when there are any."""
+        return self.folder / f"{self.row.replace(' ', '-')}-{self.seed}.json"
+
+    def told(self) -> dict[str, Any]:
+        """What its figures depend on."""
+        return {
+            "recipe": self.recipe.name,
+            "changes": list(self.changes),
+            "data": self.data,
+            "num_problems": self.num_problems,
+            "question_seed": self.question_seed,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+
+def carry_out(run: Run, *, threads: int | None = None) -> dict[str, Any]:
+    """Train, ask, and write down; figures for JSON."""
+    if run.done.is_file():
+        known: dict[str, Any] = json.loads(run.done.read_text(encoding="utf-8"))
+        if known["told"] != run.told():
+            raise SystemExit(f"{run.done} was made with other settings ({known['told']}); remove it, or say --output")
+        if set(run.tasks) <= known["tasks"].keys():
+            return known
+    if threads is not None:
+        torch.set_num_threads(threads)
+    work = run.done.with_suffix("")
+    settings = load_settings(run.recipe, [*run.changes, f"training.seed={run.seed}", "training.resume=auto"])
+    pair = build_model(settings.model, seed=run.seed)
+    tokenizer = with_template(pair.source.tokenizer, settings.data.template)
+    data = load_data(settings.data, tokenizer, vocab_size=pair.config.vocab_size)
+    model: Any = pair
+    if run.row.startswith(ALONE):
+        torch.manual_seed(run.seed)
+        config = pair.config
+        model = GeneratorAlone.from_config(
+            config.generator, vocab_size=config.vocab_size, generation_config=pair.generation_config
+        )
+    started = time.perf_counter()
+    fit(model, data, settings.training.model_copy(update={"output_dir": work}), tokenizer=tokenizer)
+    trained = time.perf_counter()
+    found: dict[str, Any] = {}
+    for name in run.tasks:
+        task = get_task(name, data=run.data)
+        problems = task.test(run.num_problems, seed=run.question_seed)
+        asked = evaluate(
+            model.eval(), task, problems, tokenizer, max_new_tokens=run.max_new_tokens, label=f"{run.row}, {name}"
+        )
+        found[name] = asked.as_dict() | {"correct": [int(verdict.correct) for verdict in asked.verdicts]}
+    figures = {
+        "row": run.row,
+        "seed": run.seed,
+        "told": run.told(),
+        "tasks": found,
+        "parameters": model.num_parameters(),
+        "minutes": (trained - started) / 60,
+        "machine": machine(),
+    }
+    write_text(run.done, json.dumps(figures, indent=1) + "\n")
+    shutil.rmtree(work, ignore_errors=True)  # checkpoints
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Carry out what is missing, print and publish."""
+    given, runs = runs_of(arguments)
+    started = time.perf_counter()
+    threads = max(1, torch.get_num_threads() // given.jobs)
+    figures = []
+    with (
+        ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
+        tqdm(total=len(runs), desc="runs", unit=" runs") as progress,
+    ):
+        for done in as_completed([pool.submit(carry_out, run, threads=threads) for run in runs]):
+            figures.append(done.result())
+            progress.update()
+    figures.sort(key=lambda one: [run.row for run in runs].index(one["row"]))
+    command = f"python -m benchmarks.halves {shlex.join(word for word in given.typed if word != '--quick')}"
+    tasks = {name: rows_of(figures, name) for name in runs[0].tasks}
+    head = ["", "exact match", "single seeds", "more than the pair", "form", "trained"]
+    measured = "\n\n".join(
+        f"{name}, {rows[0]['n']} questions\n\n{table(head, cells(rows))}" for name, rows in tasks.items()
+    )
+    publish(
+        "halves", given, command=command, started=started, measured=measured, block=f"halves-{given.name}",
+        results={"seed": given.seeds[0], "seeds": given.seeds, "tasks": tasks, "runs": figures},
+    )  # fmt: skip
+
+
+def runs_of(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[Run]]:
+    """What was asked for on the command line."""
+    options = parser("halves", __doc__)
+    options.add_argument("recipe", type=Path)
+    options.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of the recipe, for every row")
+    options.add_argument("--name", help="of the folder and of the block in docs/halves.md (default: the recipe's)")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--tasks", nargs="+", help="whose questions are asked (default: the recipe's task)")
+    options.add_argument("--data", help="file of the questions")
+    options.add_argument("--num", type=int, help="questions of each task (default: 200, or all of the file's)")
+    options.add_argument("--question-seed", type=int, default=7)
+    options.add_argument("--max-new-tokens", type=int, default=160)
+    options.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="'NAME: KEY=VALUE …'",
+        help="a further row; of the generator alone if NAME begins so",
+    )
+    options.add_argument("--jobs", type=int, default=1, help="runs at once")
+    given = options.parse_intermixed_args(arguments)
+    given.typed = list(map(str, arguments)) if arguments is not None else sys.argv[1:]
+    given.name = given.name or given.recipe.stem
+    folder = folder_of(given) / "runs" / "halves" / given.name
+    rows: dict[str, tuple[str, ...]] = {PAIR: (), ALONE: ()}
+    for variant in given.also:
+        name, _, changes = variant.partition(": ")
+        rows[name] = tuple(changes.split(" "))
+    if given.quick:
+        given.changes += ["data.num_examples=16", "training.max_steps=2", "training.eval_steps=2"]
+        given.seeds, given.num = given.seeds[:1], 4
+    task = load_settings(given.recipe, given.changes).data.task
+    runs = [
+        Run(
+            row,
+            seed,
+            given.recipe,
+            (*given.changes, *rows[row]),
+            tuple(given.tasks or [task]),
+            given.data,
+            given.num or (None if given.data else 200),
+            given.question_seed,
+            given.max_new_tokens,
+            folder,
+        )
+        for seed in given.seeds
+        for row in rows
+    ]
+    return given, runs
+
+
+def rows_of(figures: Sequence[Mapping[str, Any]], task: str) -> list[dict[str, Any]]:
+    """A row of figures each, means over seeds; differences from the pair on the same questions."""
+    by_row: dict[str, list[Mapping[str, Any]]] = {}
+    right: dict[str, dict[int, list[int]]] = {}
+    for one in figures:
+        by_row.setdefault(one["row"], []).append(one)
+        right.setdefault(one["row"], {})[one["seed"]] = one["tasks"][task]["correct"]
+    rows = []
+    for row, runs in by_row.items():
+        score = Score(float(np.mean(list(right[row].values()), axis=0).sum()), len(runs[0]["tasks"][task]["correct"]))
+        told = {
+            "row": row,
+            "value": score.value,
+            "interval": list(score.interval),
+            "n": score.n,
+            "seeds": {one["seed"]: one["tasks"][task]["exact_match"] for one in runs},
+            "form": float(np.mean([one["tasks"][task]["form"] for one in runs])),
+            "parameters": runs[0]["parameters"],
+        }
+        if row != PAIR and (more := paired(right[row], right[PAIR])):
+            told["more"] = more.as_dict()
+        rows.append(told)
+    return rows
+
+
+def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The same for the table."""
+    shown = []
+    for row in rows:
+        low, high = (100 * bound for bound in row["interval"])
+        more = ""
+        if "more" in row:
+            least, most = (100 * bound for bound in row["more"]["interval"])
+            more = f"{100 * row['more']['value']:+.1f} ({least:+.0f} to {most:+.0f})"
+        seeds = ", ".join(f"{100 * value:.0f}" for _, value in sorted(row["seeds"].items()))
+        shown.append(
+            [row["row"], f"{row['value']:.1%} ({low:.0f}–{high:.0f})", seeds, more, f"{row['form']:.1%}",
+             f"{row['parameters']:,}"]
+        )  # fmt: skip
+    return shown
+
+
+if __name__ == "__main__":
+    main()
