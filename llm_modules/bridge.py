@@ -33,7 +33,7 @@ class TapMix(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """`[batch, source_len, taps, D]` to `[batch, source_len, D]`."""
         normed = F.layer_norm(states, states.shape[-1:])
-        return self.scale * torch.einsum("bstd,t->bsd", normed, self.weights.softmax(0))
+        return self.scale * (self.weights.softmax(0)[None] @ normed).squeeze(2)
 
 
 class Bridge(nn.Module):
@@ -95,7 +95,7 @@ class Bridge(nn.Module):
                 while decoding with `prompt` visibility, where the cache holds all knowledge.
             visible: Who may read what.
             embeddings: `[batch, length, d]`, what `response_embedding` makes of the source's embeddings of the input;
-                `prompt` visibility only.
+                `prompt` visibility only, and not needed where all of the input is prompt.
             is_prompt: `[batch, length]`, True where a position has a source state; `prompt` visibility only.
             window: The columns wanted, if not all; the result is then `[batch, num_kept, d]`.
             remember: Called with each layer's index and new keys and values; returns all there are to attend to.
@@ -133,7 +133,7 @@ class Bridge(nn.Module):
 
     def _enter(self, knowledge: Tensor | None, embeddings: Any, is_prompt: Any) -> tuple[Tensor, Tensor | None]:
         """First `x` and the skip connection, for columns with a source state and columns without."""
-        if self.response_embedding is None:
+        if embeddings is None:
             return self.compress(knowledge), self.skip_projection(knowledge)
         x = embeddings
         if knowledge is None:

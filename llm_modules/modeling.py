@@ -198,7 +198,8 @@ class CombinedModel(StoredModel, CombinedGenerationMixin):
         is_prompt = embeddings = window = None
         if visibility == "prompt":
             is_prompt = resolve_prompt_mask(prompt_mask, labels, attention_mask, past=past, length=length)
-            embeddings = self._embed_response(input_ids)
+            if labels is not None or length == 1 or not is_prompt.all():  # a prompt alone enters by its states
+                embeddings = self._embed_response(input_ids)
             window = self._open_window(is_prompt, attention_mask, past_key_values)
             self._check_length(attention_mask, window, past_key_values)
             knowledge, visible = self._prompt_knowledge(input_ids, is_prompt, knowledge, past_key_values)

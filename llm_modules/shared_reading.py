@@ -30,7 +30,9 @@ class _Reading:
 
     def states_of(self, taps: Iterable[int], length: int | None = None) -> Tensor:
         """Of some taps, `[1, length, taps, D]`; of all tokens or of the first so many."""
-        return self.states[None, :length, [self.taps.index(tap) for tap in taps]]
+        wanted = [self.taps.index(tap) for tap in taps]
+        states = self.states[None, :length]
+        return states if wanted == list(range(len(self.taps))) else states[:, :, wanted]  # all of them: no copy
 
 
 class SharedReading:
