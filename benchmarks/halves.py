@@ -1,8 +1,8 @@
-"""`python -m benchmarks.halves RECIPE`: pair and generator alone at the recipe's full length, several seeds.
+"""`python -m benchmarks.halves RECIPE`: the pair beside its halves at the recipe's full length, several seeds.
 
 `llm-modules compare` gives all the same budget, which is rarely what a recipe takes; here each trains as long as the
-recipe says, on the same examples in the same order, and is asked the same held-out questions. A run that has ended is
-kept and not trained again.
+recipe says, on the same examples in the same order, and is asked the same held-out questions; the source, which does
+not train, is shown solved examples. A run that has ended is kept and not trained again.
 """
 
 import argparse
@@ -11,9 +11,10 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,18 @@ from benchmarks.results import folder_of, parser, publish, table
 from llm_modules.baselines import GeneratorAlone
 from llm_modules.bootstrap import paired
 from llm_modules.data.templates import with_template
-from llm_modules.evaluation import Score, evaluate
+from llm_modules.evaluation import Evaluation, Score, evaluate, judge
+from llm_modules.few_shot import write_prompted
 from llm_modules.files import write_text
 from llm_modules.machine import machine
 from llm_modules.settings import load_settings
-from llm_modules.tasks import get_task
-from llm_modules.training import build_model, fit, load_data
+from llm_modules.source import Source
+from llm_modules.tasks import Problem, Task, get_task
+from llm_modules.training import build_model, fit, load_data, load_source
 
-PAIR, ALONE = "pair", "generator alone"
+PAIR, ALONE, SOURCE = "pair", "generator alone", "source, few-shot"
+Ask = Callable[[Task, list[Problem]], Evaluation]
+NUM_SHOTS = 3  # where a task does not say how many suit it
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Run:
     """One training and its examination.
 
     Args:
-        row: `pair`, `generator alone`, or a variant: of the generator alone if its name begins so, else of the pair.
+        row: `pair`, `generator alone`, `source, few-shot`, or a variant: of the generator alone if its name begins so,
+            else of the pair.
         seed: Of the random weights, and of the order of the examples.
         recipe: A recipe's file.
         changes: `KEY=VALUE` for the recipe.
@@ -69,6 +75,11 @@ class Run:
         """Its figures, when there are any."""
         return self.folder / f"{self.row.replace(' ', '-')}-{self.seed}.json"
 
+    @property
+    def work(self) -> Path:
+        """Its checkpoints, while it trains."""
+        return self.done.with_suffix("")
+
     def told(self) -> dict[str, Any]:
         """What its figures depend on."""
         return {
@@ -91,7 +102,30 @@ def carry_out(run: Run, *, threads: int | None = None) -> dict[str, Any]:
             return known
     if threads is not None:
         torch.set_num_threads(threads)
-    work = run.done.with_suffix("")
+    started = time.perf_counter()
+    model, ask = few_shot_source(run) if run.row == SOURCE else trained(run)
+    minutes = (time.perf_counter() - started) / 60
+    found: dict[str, Any] = {}
+    for name in run.tasks:
+        task = get_task(name, data=run.data)
+        asked = ask(task, task.test(run.num_problems, seed=run.question_seed))
+        found[name] = asked.as_dict() | {"correct": [int(verdict.correct) for verdict in asked.verdicts]}
+    figures = {
+        "row": run.row,
+        "seed": run.seed,
+        "told": run.told(),
+        "tasks": found,
+        "parameters": 0 if run.row == SOURCE else model.num_parameters(),
+        "minutes": minutes,
+        "machine": machine(),
+    }
+    write_text(run.done, json.dumps(figures, indent=1) + "\n")
+    shutil.rmtree(run.work, ignore_errors=True)  # checkpoints
+    return figures
+
+
+def trained(run: Run) -> tuple[Any, Ask]:
+    """A pair or a generator alone after the recipe's training, and how it is asked."""
     settings = load_settings(run.recipe, [*run.changes, f"training.seed={run.seed}", "training.resume=auto"])
     pair = build_model(settings.model, seed=run.seed)
     tokenizer = with_template(pair.source.tokenizer, settings.data.template)
@@ -103,29 +137,23 @@ def carry_out(run: Run, *, threads: int | None = None) -> dict[str, Any]:
         model = GeneratorAlone.from_config(
             config.generator, vocab_size=config.vocab_size, generation_config=pair.generation_config
         )
-    started = time.perf_counter()
-    fit(model, data, settings.training.model_copy(update={"output_dir": work}), tokenizer=tokenizer)
-    trained = time.perf_counter()
-    found: dict[str, Any] = {}
-    for name in run.tasks:
-        task = get_task(name, data=run.data)
-        problems = task.test(run.num_problems, seed=run.question_seed)
-        asked = evaluate(
-            model.eval(), task, problems, tokenizer, max_new_tokens=run.max_new_tokens, label=f"{run.row}, {name}"
-        )
-        found[name] = asked.as_dict() | {"correct": [int(verdict.correct) for verdict in asked.verdicts]}
-    figures = {
-        "row": run.row,
-        "seed": run.seed,
-        "told": run.told(),
-        "tasks": found,
-        "parameters": model.num_parameters(),
-        "minutes": (trained - started) / 60,
-        "machine": machine(),
-    }
-    write_text(run.done, json.dumps(figures, indent=1) + "\n")
-    shutil.rmtree(work, ignore_errors=True)  # checkpoints
-    return figures
+    fit(model, data, settings.training.model_copy(update={"output_dir": run.work}), tokenizer=tokenizer)
+    return model, partial(evaluate, model.eval(), tokenizer=tokenizer, max_new_tokens=run.max_new_tokens, label=run.row)
+
+
+def few_shot_source(run: Run) -> tuple[Source, Ask]:
+    """The frozen source, asked with solved training examples before each question."""
+    settings = load_settings(run.recipe, run.changes)
+    source = load_source(settings.model)
+    solved = get_task(str(settings.data.task), data=settings.data.train_file)
+
+    def ask(task: Task, problems: list[Problem]) -> Evaluation:
+        shots = task.num_shots or NUM_SHOTS
+        prompts = [solved.few_shot_prompt(problem, shots, seed=run.seed) for problem in problems]
+        kinds = [problem.kind for problem in problems]
+        return judge(task, problems, write_prompted(source, prompts, kinds=kinds, max_new_tokens=run.max_new_tokens))
+
+    return source, ask
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -178,7 +206,7 @@ def runs_of(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[R
     given.typed = list(map(str, arguments)) if arguments is not None else sys.argv[1:]
     given.name = given.name or given.recipe.stem
     folder = folder_of(given) / "runs" / "halves" / given.name
-    rows: dict[str, tuple[str, ...]] = {PAIR: (), ALONE: ()}
+    rows: dict[str, tuple[str, ...]] = {PAIR: (), ALONE: (), SOURCE: ()}
     for variant in given.also:
         name, _, changes = variant.partition(": ")
         rows[name] = tuple(changes.split(" "))
@@ -201,6 +229,7 @@ def runs_of(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[R
         )
         for seed in given.seeds
         for row in rows
+        if row != SOURCE or seed == given.seeds[0]
     ]
     return given, runs
 
