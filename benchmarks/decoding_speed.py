@@ -19,14 +19,14 @@ from transformers import Cache, LogitsProcessor, LogitsProcessorList, PreTrained
 from benchmarks import yardstick
 from benchmarks.bars import Bar, Figure, bars_table, record
 from benchmarks.limits import bandwidth_gb_per_s
+from benchmarks.pairs import RECIPE_OF, recipe_of
 from benchmarks.paper_shapes import MODELS, SMALL_SHAPES, random_source
-from benchmarks.results import RECIPES, parser, publish, table
+from benchmarks.results import parser, publish, table
 from llm_modules import CombinedModel, Source
 from llm_modules.baselines import GeneratorAlone
 from llm_modules.growing import GrowingLayer, growing_cache
 from llm_modules.knowledge import CombinedCache
 from llm_modules.modeling import LEAK_WARNING
-from llm_modules.settings import load_settings
 from llm_modules.shapes import choices_of, known_shape
 
 SEED = 0
@@ -231,8 +231,8 @@ class Stage:
 def default_stage() -> Stage:
     """The default source and pairs in the shapes that meet the accuracy bars."""
     source, pairs, naive = Source.load("default"), {}, {}
-    for visibility, recipe in (("prompt", "arithmetic"), ("causal", "facts")):
-        settings = load_settings(RECIPES / f"{recipe}.yaml").model
+    for visibility in RECIPE_OF:
+        settings = recipe_of(visibility).model
         choices = choices_of(settings)
         pairs[visibility] = _pair(source, settings.generator, **choices)
         published = choices | {"visibility": "bidirectional", "start": "published"}

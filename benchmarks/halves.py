@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{name}, {rows[0]['n']} questions\n\n{table(head, cells(rows))}" for name, rows in tasks.items()
     )
     publish(
-        "halves", given, command=command, started=started, measured=measured, block=f"halves-{given.name}",
+        "evidence", given, command=command, started=started, measured=measured, block=f"halves-{given.name}",
         results={"seed": given.seeds[0], "seeds": given.seeds, "tasks": tasks, "runs": figures},
     )  # fmt: skip
 
@@ -187,7 +187,7 @@ def runs_of(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[R
     options = parser("halves", __doc__)
     options.add_argument("recipe", type=Path)
     options.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of the recipe, for every row")
-    options.add_argument("--name", help="of the folder and of the block in docs/halves.md (default: the recipe's)")
+    options.add_argument("--name", help="of the folder and of the block in docs/evidence.md (default: the recipe's)")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--tasks", nargs="+", help="whose questions are asked (default: the recipe's task)")
     options.add_argument("--data", help="file of the questions")

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from transformers import GPTNeoConfig, LlamaConfig
 
 from benchmarks.decoding import RememberingSource, decoding_losses, teacher_forced_losses
-from benchmarks.results import RECIPES, STYLE, parser, publish, table
+from benchmarks.pairs import recipe_of
+from benchmarks.results import STYLE, parser, publish, table
 from benchmarks.training import Inputs, curve, train_
 from llm_modules import CombinedModel, Source
 from llm_modules.compare.loop import example_batches
@@ -29,7 +30,7 @@ from llm_modules.evaluation import Score, evaluate
 from llm_modules.features import with_knowledge
 from llm_modules.modeling import LEAK_WARNING
 from llm_modules.plots import GREY, INK
-from llm_modules.settings import TrainingSettings, load_settings
+from llm_modules.settings import TrainingSettings
 from llm_modules.tasks.arithmetic import TASK
 from llm_modules.training import build_model
 
@@ -155,7 +156,7 @@ def _random_rows(rows: int, length: int, *, seed: int) -> Iterator[Inputs]:
 
 def on_arithmetic(size: Size) -> Iterator[Finding]:
     """The recipe `arithmetic` with another visibility; the source reads every text once for all three pairs."""
-    settings = load_settings(RECIPES / "arithmetic.yaml")
+    settings = recipe_of("prompt")
     source = Source.load("default")
     tokenizer = with_template(source.tokenizer, settings.data.template)
     problems = TASK.test(size.num_problems, seed=TEST_SEED)

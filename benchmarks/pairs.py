@@ -41,7 +41,17 @@ def pair(visibility: str, folder: str, *, keeps: bool, samples: bool = False) ->
 
 def settings_of(visibility: str) -> Settings:
     """The recipe that meets its accuracy bars, all AdamW."""
-    return load_settings(RECIPES / RECIPE_OF[visibility], ["training.optimizer=adamw"])
+    return recipe_of(visibility, "training.optimizer=adamw")
+
+
+def recipe_of(visibility: str, *changes: str) -> Settings:
+    """The recipe that meets its accuracy bars.
+
+    That of `arithmetic` reads to layer 8 here, as it did when the figures in docs/ were measured: reading takes as long
+    as its highest tap is high.
+    """
+    early = ["model.taps=[0,8]"] if visibility == "prompt" else []
+    return load_settings(RECIPES / RECIPE_OF[visibility], [*early, *changes])
 
 
 def build(settings: Settings, source: Source) -> CombinedModel:

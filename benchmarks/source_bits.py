@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.results import RECIPES, parser, publish, table
+from benchmarks.pairs import recipe_of
+from benchmarks.results import parser, publish, table
 from benchmarks.store_dtypes import SEED, SMALL, TEST_SEED, Size, loss_on, problems_of
 from benchmarks.training import train_
 from llm_modules import Source
@@ -21,7 +22,6 @@ from llm_modules.data.dataset import Collator, padding_id
 from llm_modules.data.templates import with_template
 from llm_modules.features import with_knowledge
 from llm_modules.quantization import Quantization
-from llm_modules.settings import load_settings
 from llm_modules.training import build_model
 
 KINDS: tuple[Quantization | None, ...] = (None, "8bit", "4bit")
@@ -49,7 +49,7 @@ class Finding:
 
 def measure(size: Size) -> Iterator[Finding]:
     """One pair for each way to hold the source."""
-    settings = load_settings(RECIPES / "arithmetic.yaml")
+    settings = recipe_of("prompt")
     ids = torch.randint(100, 40_000, READS, generator=torch.Generator().manual_seed(SEED))
     whole: Tensor | None = None
     for kind in KINDS:

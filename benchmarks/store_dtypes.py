@@ -16,7 +16,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.results import RECIPES, STYLE, parser, publish, table
+from benchmarks.pairs import recipe_of
+from benchmarks.results import STYLE, parser, publish, table
 from benchmarks.training import train_
 from llm_modules import CombinedModel, Source
 from llm_modules.compare.loop import example_batches, with_given_knowledge
@@ -24,7 +25,7 @@ from llm_modules.data.dataset import Collator, padding_id, prepare
 from llm_modules.data.templates import Example, with_template
 from llm_modules.features import distinct_texts, with_knowledge
 from llm_modules.plots import INK
-from llm_modules.settings import Settings, load_settings
+from llm_modules.settings import Settings
 from llm_modules.store.encoding import StoredDtype
 from llm_modules.store.extraction import Extraction
 from llm_modules.store.key import Key
@@ -70,7 +71,7 @@ class Finding:
 
 def measure(size: Size, folder: Path) -> Iterator[Finding]:
     """One pair per way to keep the knowledge."""
-    settings = load_settings(RECIPES / "arithmetic.yaml")
+    settings = recipe_of("prompt")
     source = Source.load("default")
     tokenizer = with_template(source.tokenizer, settings.data.template)
     trained, judged = problems_of(size, settings, tokenizer, vocab_size=source.config.vocab_size)

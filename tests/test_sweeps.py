@@ -21,7 +21,8 @@ def at_the_root(monkeypatch):
 
 def test_the_study_covers_its_tasks():
     tasks = {load_sweep(path).judging.task for path in SWEEPS if path.stem.startswith("evidence-")}
-    assert tasks == {"arithmetic", "facts", "tickets", "math-word-problems", "reasoning-gym:family_relationships"}
+    gym = {"reasoning-gym:family_relationships", "reasoning-gym:word_sequence_reversal"}
+    assert tasks == {"arithmetic", "facts", "tickets", "math-word-problems"} | gym
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
