@@ -52,13 +52,13 @@ def test_trained_on_a_gpu_saved_and_loaded_there(tmp_path, talking_source, featu
     assert model.source.fingerprint == fingerprint_model(model.source.model.cpu())
 
 
-def test_attention_with_fewer_keys_is_counted_as_on_a_processor():
+def test_attention_with_fewer_key_heads_is_counted_about_as_on_a_processor():
     model, ids = tiny_pair(), random_ids(2, 12)  # the tiny source has three heads for queries and one for keys
 
     def work(device):
         return counted(lambda: model.to(device)(ids.to(device)).logits.sum().backward()).flops
 
-    assert work("cpu") == work("cuda")
+    assert work("cuda") == pytest.approx(work("cpu"), rel=0.1)  # some kernels compute scores again on the way back
 
 
 def test_launched_by_torchrun_a_process_trains_on_its_gpu(tmp_path, talking_source):
