@@ -81,10 +81,11 @@ class Run:
         return self.done.with_suffix("")
 
     def told(self) -> dict[str, Any]:
-        """What its figures depend on."""
+        """What its figures depend on, beside row and seed."""
+        settings = load_settings(self.recipe, self.changes).model_dump(mode="json")
+        del settings["training"]["output_dir"]
         return {
-            "recipe": self.recipe.name,
-            "changes": list(self.changes),
+            "settings": settings,
             "data": self.data,
             "num_problems": self.num_problems,
             "question_seed": self.question_seed,
@@ -97,7 +98,7 @@ def carry_out(run: Run, *, threads: int | None = None) -> dict[str, Any]:
     if run.done.is_file():
         known: dict[str, Any] = json.loads(run.done.read_text(encoding="utf-8"))
         if known["told"] != run.told():
-            raise SystemExit(f"{run.done} was made with other settings ({known['told']}); remove it, or say --output")
+            raise SystemExit(f"{run.done} was made with other settings or questions; remove it, or say --output")
         if set(run.tasks) <= known["tasks"].keys():
             return known
     if threads is not None:
