@@ -25,7 +25,7 @@ from benchmarks.paper_step import shape
 from benchmarks.results import parser, publish, table
 from llm_modules import CombinedModel, Knowledge, Source
 from llm_modules.compare.adapters import AdaptedSource
-from llm_modules.compare.counting import counted
+from llm_modules.compare.counting import counted, wait_for_device
 from llm_modules.machine import best_device
 from llm_modules.optimizer import optimizer_of, update_
 from llm_modules.settings import Settings
@@ -175,11 +175,11 @@ def train_figures(kind: Kind, model: Any, settings: Settings, size: Size, source
     labels = ids.clone()
     labels[:, :num_prompt] = -100
     prompts = torch.arange(size.tokens).expand_as(ids) < num_prompt
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if kind.wiring is None:
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     else:
         optimizer = optimizer_of(model, settings.training, fused=True)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     read = num_prompt if kind.visibility == "prompt" else size.tokens
     kept = torch.randn(size.rows, read, 1, source.config.hidden_size).bfloat16() if kind.keeps else None
     device = best_device()
@@ -264,17 +264,11 @@ def copy_gb_per_s(side: int) -> float:
 
 def timed(call: Callable[[], object]) -> float:
     """Seconds of a call, the device's work included."""
-    synchronized()
+    wait_for_device()
     started = time.perf_counter()
     call()
-    synchronized()
+    wait_for_device()
     return time.perf_counter() - started
-
-
-def synchronized() -> None:
-    """Wait for the device."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def emptied() -> None:

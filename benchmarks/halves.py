@@ -12,27 +12,28 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from benchmarks.results import folder_of, parser, publish, table
 from llm_modules.baselines import GeneratorAlone
-from llm_modules.bootstrap import paired
 from llm_modules.data.templates import with_template
-from llm_modules.evaluation import Evaluation, Score, evaluate, judge
+from llm_modules.evaluation import Evaluation, evaluate, judge
 from llm_modules.few_shot import write_prompted
 from llm_modules.files import write_text
 from llm_modules.machine import machine
+from llm_modules.pages import share
 from llm_modules.settings import load_settings
 from llm_modules.source import Source
+from llm_modules.sweep_report import averaged, difference, more_than
 from llm_modules.tasks import Problem, Task, get_task
 from llm_modules.training import build_model, fit, load_data, load_source
 
@@ -86,6 +87,7 @@ class Run:
         del settings["training"]["output_dir"]
         return {
             "settings": settings,
+            "tasks": list(self.tasks),
             "data": self.data,
             "num_problems": self.num_problems,
             "question_seed": self.question_seed,
@@ -95,12 +97,12 @@ class Run:
 
 def carry_out(run: Run, *, threads: int | None = None) -> dict[str, Any]:
     """Train, ask, and write down; figures for JSON."""
+    told = run.told()
     if run.done.is_file():
         known: dict[str, Any] = json.loads(run.done.read_text(encoding="utf-8"))
-        if known["told"] != run.told():
+        if known["told"] != told:
             raise SystemExit(f"{run.done} was made with other settings or questions; remove it, or say --output")
-        if set(run.tasks) <= known["tasks"].keys():
-            return known
+        return known
     if threads is not None:
         torch.set_num_threads(threads)
     started = time.perf_counter()
@@ -114,7 +116,7 @@ def carry_out(run: Run, *, threads: int | None = None) -> dict[str, Any]:
     figures = {
         "row": run.row,
         "seed": run.seed,
-        "told": run.told(),
+        "told": told,
         "tasks": found,
         "parameters": 0 if run.row == SOURCE else model.num_parameters(),
         "minutes": minutes,
@@ -162,20 +164,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given, runs = runs_of(arguments)
     started = time.perf_counter()
     threads = max(1, torch.get_num_threads() // given.jobs)
-    figures = []
-    with (
-        ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
-        tqdm(total=len(runs), desc="runs", unit=" runs") as progress,
-    ):
-        for done in as_completed([pool.submit(carry_out, run, threads=threads) for run in runs]):
-            figures.append(done.result())
-            progress.update()
-    figures.sort(key=lambda one: [run.row for run in runs].index(one["row"]))
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        done = pool.map(partial(carry_out, threads=threads), runs)
+        figures = list(tqdm(done, total=len(runs), desc="runs", unit=" runs"))
     command = f"python -m benchmarks.halves {shlex.join(word for word in given.typed if word != '--quick')}"
     tasks = {name: rows_of(figures, name) for name in runs[0].tasks}
     head = ["", "exact match", "single seeds", "more than the pair", "form", "trained"]
     measured = "\n\n".join(
-        f"{name}, {rows[0]['n']} questions\n\n{table(head, cells(rows))}" for name, rows in tasks.items()
+        f"{name}, {rows[0]['exact_match']['n']} questions\n\n{table(head, cells(rows))}" for name, rows in tasks.items()
     )
     publish(
         "evidence", given, command=command, started=started, measured=measured, block=f"halves-{given.name}",
@@ -203,8 +199,9 @@ def runs_of(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[R
         help="a further row; of the generator alone if NAME begins so",
     )
     options.add_argument("--jobs", type=int, default=1, help="runs at once")
-    given = options.parse_intermixed_args(arguments)
-    given.typed = list(map(str, arguments)) if arguments is not None else sys.argv[1:]
+    typed = sys.argv[1:] if arguments is None else list(arguments)
+    given = options.parse_intermixed_args(typed)
+    given.typed = typed
     given.name = given.name or given.recipe.stem
     folder = folder_of(given) / "runs" / "halves" / given.name
     rows: dict[str, tuple[str, ...]] = {PAIR: (), ALONE: (), SOURCE: ()}
@@ -237,24 +234,18 @@ def runs_of(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[R
 
 def rows_of(figures: Sequence[Mapping[str, Any]], task: str) -> list[dict[str, Any]]:
     """A row of figures each, means over seeds; differences from the pair on the same questions."""
-    by_row: dict[str, list[Mapping[str, Any]]] = {}
-    right: dict[str, dict[int, list[int]]] = {}
+    by_row: dict[str, list[dict[str, Any]]] = {}
     for one in figures:
-        by_row.setdefault(one["row"], []).append(one)
-        right.setdefault(one["row"], {})[one["seed"]] = one["tasks"][task]["correct"]
+        asked = one["tasks"][task] | {"seed": one["seed"], "parameters": one["parameters"]}
+        by_row.setdefault(one["row"], []).append(asked)
     rows = []
     for row, runs in by_row.items():
-        score = Score(float(np.mean(list(right[row].values()), axis=0).sum()), len(runs[0]["tasks"][task]["correct"]))
-        told = {
+        told = averaged(runs) | {
             "row": row,
-            "value": score.value,
-            "interval": list(score.interval),
-            "n": score.n,
-            "seeds": {one["seed"]: one["tasks"][task]["exact_match"] for one in runs},
-            "form": float(np.mean([one["tasks"][task]["form"] for one in runs])),
+            "form": fmean(one["form"] for one in runs),
             "parameters": runs[0]["parameters"],
         }
-        if row != PAIR and (more := paired(right[row], right[PAIR])):
+        if row != PAIR and (more := more_than(by_row[PAIR], runs)):
             told["more"] = more.as_dict()
         rows.append(told)
     return rows
@@ -262,19 +253,17 @@ def rows_of(figures: Sequence[Mapping[str, Any]], task: str) -> list[dict[str, A
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The same for the table."""
-    shown = []
-    for row in rows:
-        low, high = (100 * bound for bound in row["interval"])
-        more = ""
-        if "more" in row:
-            least, most = (100 * bound for bound in row["more"]["interval"])
-            more = f"{100 * row['more']['value']:+.1f} ({least:+.0f} to {most:+.0f})"
-        seeds = ", ".join(f"{100 * value:.0f}" for _, value in sorted(row["seeds"].items()))
-        shown.append(
-            [row["row"], f"{row['value']:.1%} ({low:.0f}–{high:.0f})", seeds, more, f"{row['form']:.1%}",
-             f"{row['parameters']:,}"]
-        )  # fmt: skip
-    return shown
+    return [
+        [
+            row["row"],
+            str(share(row["exact_match"], decimals=0)),
+            ", ".join(f"{100 * value:.0f}" for value in row["seeds"].values()),
+            str(difference(row.get("more"))),
+            f"{row['form']:.1%}",
+            f"{row['parameters']:,}",
+        ]
+        for row in rows
+    ]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_modules.bootstrap import paired
+from llm_modules.bootstrap import Estimate, paired
 from llm_modules.checksums import write_json
 from llm_modules.evaluation import Score
 from llm_modules.files import write_text
@@ -53,16 +53,8 @@ def rows(found: Sweep, figures: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 def _row(
     name: str, changes: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    runs = sorted(runs, key=lambda one: one["seed"])
-    right = np.mean([one["correct"] for one in runs], axis=0)
-    score = Score(float(right.sum()), len(right))
-    row: dict[str, Any] = {
-        "point": name,
-        "changes": dict(changes),
-        "seeds": {str(one["seed"]): one["exact_match"] for one in runs},
-        "exact_match": {"value": score.value, "interval": list(score.interval), "n": score.n},
-    }
-    if name != BASE and (more := paired(*({one["seed"]: one["correct"] for one in some} for some in (runs, base)))):
+    row: dict[str, Any] = {"point": name, "changes": dict(changes), **averaged(runs)}
+    if name != BASE and (more := more_than(base, runs)):
         row["more_than_base"] = more.as_dict()
     losses = [one["validation_loss_nats"] for one in runs]
     return row | {
@@ -77,6 +69,21 @@ def _row(
     }
 
 
+def averaged(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Exact match of some seeds: of each, and their mean with the interval of so many questions."""
+    right = np.mean([one["correct"] for one in runs], axis=0)
+    score = Score(float(right.sum()), len(right))
+    return {
+        "seeds": {str(one["seed"]): one["exact_match"] for one in sorted(runs, key=lambda one: one["seed"])},
+        "exact_match": {"value": score.value, "interval": list(score.interval), "n": score.n},
+    }
+
+
+def more_than(base: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> Estimate | None:
+    """How much more often runs are right than those of a base, over the seeds that both have; `None` without any."""
+    return paired(*({one["seed"]: one["correct"] for one in some} for some in (runs, base)))
+
+
 def table(found: Sweep, figures: Sequence[Mapping[str, Any]]) -> Table:
     """The one table."""
     several = len(found.file.seeds) > 1
@@ -88,7 +95,7 @@ def table(found: Sweep, figures: Sequence[Mapping[str, Any]]) -> Table:
             Cell(row["point"]),
             share(row["exact_match"], decimals=0),
             *([Cell(_seeds(row["seeds"]))] if several else []),
-            _more(row.get("more_than_base")),
+            difference(row.get("more_than_base")),
             *([Cell(f"{row['field_f1']:.1%}")] if has_fields else []),
             Cell(f"{row['form']:.1%}"),
             Cell("" if row["validation_loss_nats"] is None else f"{row['validation_loss_nats']:.4f}"),
@@ -167,7 +174,8 @@ def _seeds(by_seed: Mapping[str, float]) -> str:
     return f"{low * 100:.0f}–{high * 100:.0f}, {len(by_seed)}"
 
 
-def _more(estimate: Mapping[str, Any] | None) -> Cell:
+def difference(estimate: Mapping[str, Any] | None) -> Cell:
+    """Points of a hundred more or fewer, with their interval; empty where there is nothing to compare."""
     if estimate is None:
         return Cell("")
     low, high = (f"{bound * 100:+z.0f}" for bound in estimate["interval"])

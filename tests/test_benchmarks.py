@@ -130,7 +130,11 @@ def test_a_pair_and_its_halves_are_asked_the_same_and_compared_seed_by_seed(defa
     assert [one["parameters"] for one in figures] == [1620325, 6876032, 0, 6876032]
     assert halves.carry_out(runs[0]) == figures[0]  # kept
     pair, alone, *_ = halves.rows_of(figures, "arithmetic")
-    assert pair["n"] == alone["n"] == 4 and "more" not in pair and alone["more"]["value"] <= 0.0
+    assert (
+        pair["exact_match"]["n"] == alone["exact_match"]["n"] == 4
+        and "more" not in pair
+        and alone["more"]["value"] <= 0.0
+    )
     assert halves.cells([pair, alone])[0][0] == "pair"
     with pytest.raises(SystemExit, match="other settings"):
         halves.carry_out(dataclasses.replace(runs[0], num_problems=5))

@@ -15,14 +15,15 @@ def counted(work: Callable[[], Any]) -> Cost:
     """What a piece of work costs: done once under torch's count of FLOPs, which slows it down, and once timed."""
     with FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED) as counter:
         work()
-    _wait()
+    wait_for_device()
     start = time.perf_counter()
     work()
-    _wait()
+    wait_for_device()
     return Cost(time.perf_counter() - start, counter.get_total_flops())
 
 
-def _wait() -> None:
+def wait_for_device() -> None:
+    """Until an accelerator, where there is one, has done what it was given."""
     if torch.accelerator.is_available():  # which goes on by itself
         torch.accelerator.synchronize()
 
