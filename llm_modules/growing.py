@@ -64,11 +64,11 @@ class GrowingLayer(DynamicLayer):
         else:
             self.keys, self.values = (states[rows, :, first:] for states in (self.keys, self.values))
 
-    def beginning(self, length: int) -> Self:
-        """The first tokens, in a layer of its own; the others are not copied, nor held."""
+    def beginning(self, length: int, *, rows: slice = slice(None)) -> Self:
+        """The first tokens, of all or some rows, in a layer of its own; the others are not copied, nor held."""
         layer = type(self)()
         if self.is_initialized:
-            layer.update(self.keys[..., :length, :].clone(), self.values[..., :length, :].clone())
+            layer.update(*(states[rows, :, :length].clone() for states in (self.keys, self.values)))
         return layer
 
     def _fits(self, room: Tensor, needed: int) -> bool:

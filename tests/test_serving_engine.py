@@ -150,6 +150,32 @@ def test_prompts_that_wait_are_begun_together_while_there_is_time(modules, monke
     assert " ".join(told).startswith(done)
 
 
+def test_prompts_that_wait_are_read_side_by_side_by_those_who_need_the_same(modules, monkeypatch):
+    whole, rows = modules.shared.source.read, []
+    hold, heard = threading.Event(), []
+
+    def read(ids, **given):
+        if ids.shape[1] > 1:  # prompts, not the last words of an answer
+            rows.append(len(ids))
+        return whole(ids, **given)
+
+    monkeypatch.setattr(modules.shared.source, "read", read)
+    with engine() as running:
+        running.run(hold.wait)
+        for number, name in enumerate(("prompt", "causal", "prompt", "causal", "prompt")):
+            heard.append(Heard())
+            ids = random_ids(1, 8 + number % 2, seed=100 + number)[0].tolist()
+            running.submit(job(modules.get(name), ids, heard[-1], max_new_tokens=2))
+        left = job(modules.get("prompt"), random_ids(1, 8, seed=200)[0].tolist(), Heard())
+        left.cancelled = True
+        running.submit(left)
+        hold.set()
+        for listener in heard:
+            listener.wait()
+    assert modules.get("prompt").speaker.reads == modules.get("causal").speaker.reads  # both take the final state
+    assert rows == [5]
+
+
 def test_answers_side_by_side_are_those_of_one_forward_over_the_whole_text(modules):
     rng, heard = random.Random(0), []
     with engine() as running:
@@ -253,10 +279,15 @@ def test_late_jobs_are_given_up_written_or_waiting(modules):
 
 
 def test_failure_ends_one_job_and_not_the_engine(modules):
+    hold = threading.Event()
     with engine() as running:
-        failing, going = Heard(), Heard()
+        running.run(hold.wait)  # so that they are read together
+        before, failing, going = Heard(), Heard(), Heard()
+        running.submit(job(modules.get("prompt"), [7, 6], before))
         running.submit(job(modules.get("prompt"), [VOCAB + 5], failing))  # no such row in the table
         running.submit(job(modules.get("prompt"), [5, 6], going))
+        hold.set()
+        before.wait()
         going.wait()
         with pytest.raises(IndexError):
             failing.wait()

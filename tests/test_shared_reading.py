@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import MistralConfig
 
 from llm_modules import CombinedModel, Source, UserError
 from llm_modules.shared_reading import SharedReading
@@ -110,6 +113,92 @@ def test_what_was_not_asked_for_longest_is_forgotten(source):
     assert shared.num_read == read
     shared.begin(model, texts[0])
     assert shared.num_read == read + len(texts[0])
+
+
+@pytest.fixture
+def read_at_once(source, monkeypatch):
+    """Rows of each time that the source reads."""
+    whole, rows = source.read, []
+    monkeypatch.setattr(source, "read", lambda ids, **given: rows.append(len(ids)) or whole(ids, **given))
+    return rows
+
+
+def texts(*lengths, beginning=()):
+    """Texts of so many tokens that share a beginning and nothing after it."""
+    rest = random_ids(1, sum(lengths), seed=5)[0].tolist()
+    return [[*beginning, 3 + number, *rest[:length]] for number, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("choices", [{"visibility": "prompt", "taps": [0, 2]}, {"visibility": "causal"}], ids=str)
+@pytest.mark.parametrize("before", [[], SYSTEM + QUESTION[0]], ids=["nothing known", "beginning known"])
+def test_prompts_read_side_by_side_are_those_read_alone(source, read_at_once, choices, before):
+    model, shared = pair_on(source, **choices), SharedReading(source)
+    waiting = texts(6, 5, 7, beginning=SYSTEM)
+    if before:
+        shared.begin(model, before)
+    read_at_once.clear()
+    shared.read_together(waiting, model.config.taps)
+    expected_tokens = sum(map(len, waiting)) - (3 * len(SYSTEM) if before else 0)
+    assert read_at_once == [3] and shared.num_read == len(before) + expected_tokens
+    for ids in waiting:
+        given = shared.begin(model, ids)
+        assert torch.equal(answer(model, **given), answer(model, inputs=torch.tensor([ids])))
+    assert shared.num_read == len(before) + expected_tokens
+
+
+@pytest.mark.parametrize(
+    ("waiting", "rows"),
+    [
+        ([SYSTEM, SYSTEM, SYSTEM], 1),  # read once
+        (texts(6, 60), 1),  # mostly padding
+        (texts(300, 290), 1),  # too many for those who wait
+        (texts(6, 6, 60, 7), 3),  # the others go without it
+        (texts(6, 6, beginning=range(3, 43)), 1),  # the second goes on from the first
+        (texts(6, 6, beginning=range(3, 12)), 2),  # not worth two readings
+    ],
+    ids=["the same", "another length", "long", "one of another length", "long beginning", "short beginning"],
+)
+def test_only_what_gains_is_read_beside_the_first(source, read_at_once, waiting, rows):
+    SharedReading(source).read_together(waiting, [3])
+    assert read_at_once == [rows]
+
+
+def test_prompts_that_would_be_forgotten_are_not_read_ahead(source, read_at_once):
+    shared = SharedReading(source, max_tokens=20)
+    shared.read_together(texts(9, 9, 9), [3])
+    assert read_at_once == [2] and len(shared._known) == 2
+
+
+def test_what_is_known_is_not_read_again(source, read_at_once):
+    shared, (one, other) = SharedReading(source), texts(6, 6)
+    shared.read_together([one], [3])
+    shared.read_together([one, other], [3])
+    assert read_at_once == [1]
+    shared.read_together([other, one], [3])
+    assert read_at_once == [1, 1]
+
+
+def test_source_with_windows_reads_one_by_one():
+    config = MistralConfig(**(tiny_source_config().to_dict() | {"model_type": "mistral", "sliding_window": 4}))
+    torch.manual_seed(1)
+    shared = SharedReading(Source.of(config))
+    shared.read_together(texts(6, 6), [3])
+    assert len(shared._known) == 1
+
+
+@given(st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=24), min_size=1, max_size=8), st.data())
+def test_whatever_waits_is_read_as_if_alone(source, waiting, data):
+    """Few words, so that beginnings are shared in all ways; with little room, what was read ahead may be forgotten."""
+    max_tokens = data.draw(st.sampled_from([30, 1000]))
+    shared = SharedReading(source, max_tokens=max_tokens)
+    for number, ids in enumerate(waiting):
+        shared.read_together(waiting[number:], [0, 3])
+        state, cache = shared.begin_source(ids)
+        row = torch.tensor([ids])
+        alone = source.read(row, attention_mask=torch.ones_like(row), taps=[3])
+        torch.testing.assert_close(state, alone[:, -1, 0], atol=1e-4, rtol=1e-4)
+        assert cache.get_seq_length() == len(ids)
+    assert max_tokens == 30 or shared.num_read <= sum(map(len, waiting))
 
 
 def test_another_source_or_a_leaking_pair_is_refused(source):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -157,6 +158,7 @@ class Engine:
         """Begin those that wait, as many as there is time for; one at least."""
         until, job = time.monotonic() + READING_S, self._next_job()
         while job is not None:
+            self._read_beside(job)
             self._begin(job)
             job = self._next_job() if time.monotonic() < until else None
 
@@ -174,6 +176,16 @@ class Engine:
                 else:
                     return self._waiting.popleft()
         return None
+
+    def _read_beside(self, job: Job) -> None:
+        """Have prompts read side by side with this one: of those that wait, there is room for and need the same."""
+        speaker, room = job.module.speaker, max(0, self._max_at_once - self._num_writing - job.num_answers)
+        with self._something:
+            next_ones = [one for one in islice(self._waiting, room) if one.module.speaker.reads == speaker.reads]
+        prompts = [one.prompt_ids for one in next_ones if not one.cancelled]
+        if prompts:
+            with suppress(Exception):  # whichever is at fault fails when it is begun, and the others do not
+                speaker.read_together([job.prompt_ids, *prompts])
 
     def _begin(self, job: Job) -> None:
         """Read a prompt, write its first token, and let it join the batch of its module's form."""

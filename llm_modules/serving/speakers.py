@@ -1,6 +1,6 @@
 """Whatever writes: a pair, or the source by itself; answers of one speaker are written side by side."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,10 +64,15 @@ class Speaker(Protocol):
     Args:
         vocab_size: Words it knows.
         form: Pairs of one form are stepped together (`SpeakersTogether`); all others are a form of their own.
+        reads: What it needs of a prompt; prompts of speakers that need the same may be read side by side.
     """
 
     vocab_size: int
     form: Hashable
+    reads: Hashable
+
+    def read_together(self, prompts: Iterable[Sequence[int]]) -> None:
+        """Read what is begun next, and others beside it (`SharedReading.read_together`)."""
 
     def begin(self, prompt_ids: Sequence[int]) -> tuple[Tensor, Rows]:
         """Read a prompt: logits of the first token `[1, V]`, and what the answer goes on from."""
@@ -97,6 +102,11 @@ class PairSpeaker:
         model.fold_head_(num_rows=2)
         self.part = Part(model)
         self.form: Hashable = form_of(model.config) or self
+        self.reads: Hashable = (shared, *model.config.taps)
+
+    def read_together(self, prompts: Iterable[Sequence[int]]) -> None:
+        """As [`Speaker.read_together`]."""
+        self._shared.read_together(prompts, self.model.config.taps)
 
     @torch.no_grad()
     def begin(self, prompt_ids: Sequence[int]) -> tuple[Tensor, Rows]:
@@ -167,6 +177,11 @@ class SourceSpeaker:
         config = self._source.config.get_text_config()
         self._last, self.vocab_size = config.num_hidden_layers, config.vocab_size
         self.form: Hashable = self  # a batch by itself
+        self.reads: Hashable = (shared, self._last)
+
+    def read_together(self, prompts: Iterable[Sequence[int]]) -> None:
+        """As [`Speaker.read_together`]."""
+        self._shared.read_together(prompts, [self._last])
 
     @torch.no_grad()
     def begin(self, prompt_ids: Sequence[int]) -> tuple[Tensor, Rows]:
