@@ -111,7 +111,12 @@ export function inspection({ model, read, written, gates, attention }) {
     "article",
     { class: "inspection" },
     element("p", { class: "who" }, model),
-    element("fieldset", { class: "layers", hidden: layers.length < 2 }, element("legend", {}, "Layer"), ...layers),
+    element(
+      "fieldset",
+      { class: "layers", hidden: layers.length < 2, "aria-label": "Layer" },
+      element("p", {}, "Layer"),
+      ...layers,
+    ),
     element(
       "section",
       { "aria-label": "Written" },
