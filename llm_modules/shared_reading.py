@@ -116,13 +116,13 @@ class SharedReading:
         known, shared = self._nearest(first, taps)
         texts, most = [first], shared
         for ids in others if self._pads else ():
-            if ids in self._known:
-                continue
             all_share = min(shared, num_shared(known, ids))
-            it_shares = max(self._nearest(ids, taps)[1], *(num_shared(one, ids) for one in texts))
             lengths = [len(one) - all_share for one in (*texts, ids)]
             padded = len(lengths) * max(lengths)
-            if max(most, it_shares) - all_share <= AGAIN and padded <= min(self._most, PADDING * sum(lengths)):
+            if ids in self._known or padded > min(self._most, PADDING * sum(lengths)):
+                continue
+            it_shares = max(self._nearest(ids, taps)[1], *(num_shared(one, ids) for one in texts))
+            if max(most, it_shares) - all_share <= AGAIN:
                 texts.append(ids)
                 shared, most = all_share, max(most, it_shares)
         self._read_new(texts, known, shared, taps)
